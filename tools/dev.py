@@ -97,7 +97,7 @@ def ensure_venv() -> Path:
             "install cute_fa and its dependencies",
             [*pip, *pins, "--no-build-isolation", "-e", f"{ROOT}[inspect,dev]"],
         )
-        # Their declared dependencies reach far beyond the kernels that the tests run, hence --no-deps.
+        # Their own dependencies reach far beyond the kernels that the tests run: --no-deps.
         run_step(
             "install third-party CuTe DSL programs for the tests",
             [*pip, "-q", "--no-deps", "-r", str(TEST_PACKAGES)],

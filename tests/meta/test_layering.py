@@ -15,7 +15,7 @@ RUNGS = {"fa1", "fa2", "fa3", "fa4", "shared"}
 
 # floor → the cute_fa parts it may import besides itself
 MAY_IMPORT = {
-    **{name: BOTTOM for name in BOTTOM},
+    **dict.fromkeys(BOTTOM, BOTTOM),
     "reference": BOTTOM,
     "ptx": BOTTOM,
     "asm": BOTTOM | {"ptx"},

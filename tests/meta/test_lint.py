@@ -10,9 +10,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # Device code is traced, not typed: its annotations are for readers.
-HOST_SIDE = (
-    "problem.py target.py errors.py env.py reference ptx asm sim build ops testing cli".split()
-)
+HOST_SIDE = [
+    "problem.py",
+    "target.py",
+    "errors.py",
+    "env.py",
+    "reference",
+    "ptx",
+    "asm",
+    "sim",
+    "build",
+    "ops",
+    "testing",
+    "cli",
+]
 
 
 def run(*command: str) -> None:
