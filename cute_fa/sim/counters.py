@@ -1,7 +1,7 @@
 """What a launch did, counted: instructions by class, exponentials, MMA work, bytes moved.
 
-Instruction counts are taken per basic block: each execution of a block adds the number of warps (and
-lanes) that were active in it, and the block's static histogram is multiplied in at the end. A
+Instruction counts are taken per basic block: each execution of a block adds the number of warps
+(and lanes) that were active in it, and the block's static histogram is multiplied in at the end. A
 guarded instruction therefore counts whether or not its guard held. Bytes are added by the memory
 instructions themselves and are exact.
 """

@@ -1,8 +1,8 @@
 """Sets of lanes that execute together.
 
 A wave's lanes form a grid ``(W, R, 32)``: warp of the CTA x CTA slot x lane. A :class:`LaneSet` is
-a rectangle of warps and slots, so that registers are numpy *views* of it, plus a mask when not every
-lane of the rectangle belongs to the set. Lane sets are immutable and interned by their space:
+a rectangle of warps and slots, so that registers are numpy *views* of it, plus a mask when not
+every lane of the rectangle belongs to the set. Lane sets are immutable and interned by their space:
 equal sets are the same object, and the results of unions and splits are kept, because loops ask
 for the same ones again and again.
 """
@@ -103,13 +103,13 @@ class LaneSet:
             yield w0 + int(w), c0 + int(c)
 
     def within(self, mask: np.ndarray | None) -> LaneSet | None:
-        """The lanes of the set where ``mask`` (over its rectangle) holds; None if there are none."""
+        """The lanes of the set where ``mask`` (over its rectangle) holds; None if empty."""
         if mask is None:
             return self
         return self.split(mask)[0]
 
     def split(self, where: np.ndarray) -> tuple[LaneSet | None, LaneSet | None]:
-        """Part the set by a bool array that broadcasts to its rectangle: (where true, the others)."""
+        """Part the set by a bool array over its rectangle: (where it is true, the others)."""
         chosen = where if self.mask is None else where & self.mask
         if chosen.shape != self.shape:
             chosen = np.broadcast_to(chosen, self.shape)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from cute_fa import ptx
 from cute_fa.sim.addresses import SHARED_BASE
 
-from cute_fa import ptx
-
 DYNAMIC_ALIGNMENT = 1024
-"""The dynamic array's alignment: swizzles work on absolute address bits, so it has to be generous."""
+"""The dynamic array's alignment: swizzles work on absolute address bits, so it is generous."""
 
 _TAIL_BYTES = 16  # past the end, so that a widest access at the last byte stays inside the array
 
@@ -19,7 +18,7 @@ def place(module: ptx.Module, kernel: ptx.Kernel, dynamic_bytes: int) -> tuple[d
     """
     offset = SHARED_BASE
     symbols: dict[str, int] = {}
-    variables = (*module.shared_vars, *kernel.shared_vars)
+    variables = (*module.shared_vars.values(), *kernel.shared_vars.values())
     for variable in variables:
         if variable.nbytes:
             offset = _align(offset, variable.align)

@@ -88,14 +88,15 @@ class Wave:
         num_warps: warps per CTA, W.
         num_ctas: CTAs in the wave, R; whole clusters, CTAs of one cluster in neighbouring slots.
         cta_ids: int ``(R, 3)``: blockIdx of each slot.
-        cta_rank: uint32 ``(R,)``: rank of each slot's CTA in its cluster. A shared address with rank
-            ``r`` seen by slot ``s`` means slot ``s - cta_rank[s] + r``.
+        cta_rank: uint32 ``(R,)``: rank of each slot's CTA in its cluster. A shared address with
+            rank ``r`` seen by slot ``s`` means slot ``s - cta_rank[s] + r``.
         cluster_size: CTAs per cluster.
         smem: uint8 ``(R, bytes)``, indexed by the address bits 0-23 directly; bytes below
             ``addresses.SHARED_BASE`` and from ``smem_end`` on belong to nobody.
         smem_end: first offset past static and dynamic shared memory.
         shared_symbols: offset of every shared variable by name (the dynamic one included).
-        regs: register files by class: "p" bool, "h" uint16, "r" uint32, "d" uint64; ``[n, W, R, 32]``.
+        regs: register files ``[n, W, R, 32]`` by class: "p" bool, "h" uint16, "r" uint32, "d"
+            uint64.
         alive: bool ``(W, R, 32)``: threads that exist and have not exited.
         shared_state: the subsystems' state for this wave, by name.
         counters, hazards: filled as the wave runs.
@@ -140,7 +141,7 @@ class Wave:
 
 
 class BlockContext:
-    """What an instruction handler sees: the lanes that execute it, and the means to hold or stop them.
+    """What an instruction handler sees: the lanes that execute it, and the means to hold them.
 
     One context serves a wave; the scheduler points it at the block and lanes being run.
 
@@ -180,9 +181,9 @@ class BlockContext:
     ) -> Ticket:
         """Hold lanes until :meth:`release`; for blocking instructions and ``own_block`` effects.
 
-        Released lanes go on behind the instruction; with ``retry`` (needs ``own_block``) they execute
-        it again. Lanes that ``may_time_out`` are let go when nothing else in the wave can run; with
-        ``retry`` the handler then finds them in ``ctx.timed_out``.
+        Released lanes go on behind the instruction; with ``retry`` (needs ``own_block``) they
+        execute it again. Lanes that ``may_time_out`` are let go when nothing else in the wave can
+        run; with ``retry`` the handler then finds them in ``ctx.timed_out``.
 
         Args:
             lanes: a lane set, or a mask over ``rect``, or None for every lane being run.

@@ -6,8 +6,8 @@ Two kinds of instruction exist.
   Its handler is an *emitter*: it is given an :class:`Emitter` and writes the instruction's meaning
   as an expression over numpy arrays into the function that is generated for the basic block.
 * An **effect** instruction touches memory, other lanes or the scheduler. Its handler is a class
-  derived from :class:`Decoded`: it is constructed once per instruction of the kernel, when the kernel
-  is compiled for the simulator, and its ``run`` is called each time lanes execute the instruction.
+  derived from :class:`Decoded`: it is constructed once per instruction of the kernel, when the
+  kernel is prepared, and its ``run`` is called each time lanes execute the instruction.
   A **blocking** instruction is an effect that may hold lanes back; it ends its basic block.
 
 Both are found by the longest registered prefix of the opcode, so ``"ld"`` serves every load and
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
@@ -58,15 +58,15 @@ class UnsupportedInstruction(UnsupportedError):
 class Decoded:
     """Base of the handlers of effect and blocking instructions.
 
-    ``__init__`` parses the modifiers once and raises :class:`UnsupportedInstruction` for what it does
-    not implement. It may set on the instance:
+    ``__init__`` parses the modifiers once and raises :class:`UnsupportedInstruction` for what it
+    does not implement. It may set on the instance:
 
     ``dests``
         names of the destination registers in the order of what ``run`` returns; ``None`` for the
         sink ``_``. A ``.b128`` destination takes one ``(low, high)`` tuple of uint64 arrays.
     ``dest_dtypes``
-        numpy dtype of each returned array (default: unsigned of the register's width). The item size
-        must equal the register's width, except for predicates (bool).
+        numpy dtype of each returned array (default: unsigned of the register's width). The item
+        size must equal the register's width, except for predicates (bool).
     ``sources``
         operands whose values ``run`` receives, in this order. A ``Reg``, ``Imm``, ``Special`` or
         ``Symbol`` arrives as an array; an ``Address`` as the array of addresses (uint32 or uint64,
@@ -74,14 +74,15 @@ class Decoded:
         ``None``; a ``TensorAddress`` as ``(addresses, (coordinate, ...))``; a ``Negated`` predicate
         as its complement; a ``.b128`` register as a ``(low, high)`` tuple.
     ``source_dtypes``
-        numpy dtype (or None) for each source, viewed bit for bit; for vectors it holds for every item.
-        Default: unsigned of the register's width; immediates uint32, or uint64 if they need it.
+        numpy dtype (or None) for each source, viewed bit for bit; for vectors it holds for every
+        item. Default: unsigned of the register's width; immediates uint32, or uint64 if they need
+        it.
     ``static_counts``
         what one warp adds to the counters each time it executes the instruction, known in advance,
         for example ``{"mma_flops.bf16": 4096}``. Costs nothing at run time.
 
-    Source arrays always have the full shape ``(w, c, 32)``; they may be read-only broadcasts or views
-    of live registers: copy what must outlast ``run``, and never write into them.
+    Source arrays always have the full shape ``(w, c, 32)``; they may be read-only broadcasts or
+    views of live registers: copy what must outlast ``run``, and never write into them.
     """
 
     counter_class: ClassVar[str] = "other"
@@ -94,8 +95,8 @@ class Decoded:
     """It is also the first of its block: needed to park lanes with ``retry=True``."""
 
     collective: ClassVar[bool] = False
-    """``.sync``/``.aligned``: lanes of one warp execute it together. Partial warps are held back while
-    other lanes of theirs can still arrive; if ``run`` sees a partial warp then nobody else will come."""
+    """``.sync``/``.aligned``: lanes of one warp execute it together. Partial warps are held back
+    while other lanes of theirs can still arrive; a partial warp that ``run`` sees stays one."""
 
     progress: ClassVar[bool] = True
     """False for what only looks (loads, polls): a spin loop of such instructions is a livelock."""
@@ -137,13 +138,13 @@ class Emitter(Protocol):
     operands: tuple[ptx.Operand, ...]
 
     def src(self, index: int, dtype: str) -> str:
-        """Expression of operand ``index``, viewed as ``dtype`` ("u4", "i4", "f4", "u2", "b1", …)."""
+        """Expression of operand ``index``, viewed as ``dtype`` ("u4", "i4", "f4", "b1", …)."""
 
     def value(self, operand: ptx.Operand, dtype: str) -> str:
         """The same for an operand given directly (an item of a vector)."""
 
     def dst(self, expr: str, dtype: str, *, operand: ptx.Operand | None = None) -> None:
-        """Assign ``expr`` (an array of ``dtype``) to a destination, by default the first operand."""
+        """Assign ``expr`` (an array of ``dtype``) to a destination, by default operand 0."""
 
     def call(self, name: str, *args: str) -> str:
         """Expression that calls a semantics function of the registered library."""
@@ -164,26 +165,36 @@ class Handler:
     kind: str  # "pure", "effect" or "blocking"
     target: Any  # EmitFunction, or a class derived from Decoded
     counter_class: str = "alu"
+    types: frozenset[str] | None = None  # the opcode's last part must be one of these
 
 
-_HANDLERS: dict[str, Handler] = {}
+_HANDLERS: dict[str, list[Handler]] = {}
 _SUBSYSTEMS: dict[str, type[Subsystem]] = {}
 _LIBRARY: dict[str, Any] = {}
 
 
 def _register(handler: Handler) -> None:
-    known = _HANDLERS.get(handler.prefix)
-    if known is not None and known.target is not handler.target:
-        raise ValueError(f"two handlers for the PTX prefix {handler.prefix!r}")
-    _HANDLERS[handler.prefix] = handler
+    rows = _HANDLERS.setdefault(handler.prefix, [])
+    for row in rows:
+        shared = row.types is None or handler.types is None or row.types & handler.types
+        if shared and row.target is not handler.target:
+            raise ValueError(f"two handlers for the PTX prefix {handler.prefix!r}")
+    rows.append(handler)
 
 
-def pure(*prefixes: str, counter_class: str = "alu") -> Callable[[EmitFunction], EmitFunction]:
-    """Register an emitter for the opcodes that begin with one of ``prefixes``."""
+def pure(
+    *prefixes: str, types: Iterable[str] | None = None, counter_class: str = "alu"
+) -> Callable[[EmitFunction], EmitFunction]:
+    """Register an emitter for the opcodes that begin with one of ``prefixes``.
+
+    Args:
+        types: if given, only opcodes whose last part is one of these ("s32", "f16x2", …).
+    """
+    of_types = None if types is None else frozenset(types)
 
     def decorate(function: EmitFunction) -> EmitFunction:
         for prefix in prefixes:
-            _register(Handler(prefix, "pure", function, counter_class))
+            _register(Handler(prefix, "pure", function, counter_class, of_types))
         return function
 
     return decorate
@@ -201,7 +212,7 @@ def effect(*prefixes: str) -> Callable[[DecodedType], DecodedType]:
 
 
 def blocking(*prefixes: str) -> Callable[[DecodedType], DecodedType]:
-    """Register a :class:`Decoded` class whose ``run`` decides which lanes go on (it ends its block)."""
+    """Register a :class:`Decoded` class whose ``run`` decides which lanes go on."""
 
     def decorate(cls: DecodedType) -> DecodedType:
         cls.ends_block = True
@@ -228,13 +239,14 @@ def semantics() -> dict[str, Any]:
 
 
 def find_handler(opcode: str) -> Handler | None:
-    """The handler with the longest prefix of ``opcode``; prefixes end at ``.``, ``::`` or the end."""
+    """The handler with the longest prefix of ``opcode`` (cut at ``.`` or ``::``), or None."""
     load_all()
     end = len(opcode)
+    last = opcode[opcode.rfind(".") + 1 :]
     while end > 0:
-        handler = _HANDLERS.get(opcode[:end])
-        if handler is not None:
-            return handler
+        for handler in _HANDLERS.get(opcode[:end], ()):
+            if handler.types is None or last in handler.types:
+                return handler
         end = max(opcode.rfind(".", 0, end), opcode.rfind("::", 0, end))
     return None
 
@@ -243,8 +255,8 @@ def find_handler(opcode: str) -> Handler | None:
 class WaitReason:
     """Why lanes are parked; the deadlock report prints it.
 
-    ``expected`` and ``arrived`` are in the barrier's own unit (threads, arrivals, bytes); a callable
-    ``arrived`` is asked at the time of the report.
+    ``expected`` and ``arrived`` are in the barrier's own unit (threads, arrivals, bytes); a
+    callable ``arrived`` is asked at the time of the report.
     """
 
     text: str
@@ -287,11 +299,11 @@ class Subsystem:
         """Called when ``lanes`` execute ``exit`` or ``ret``."""
 
     def on_idle(self, ctx: BlockContext) -> bool:
-        """Called when no lane is ready: complete something asynchronous; True if that was possible."""
+        """Called when no lane is ready: complete something asynchronous; True if it did."""
         return False
 
     def on_step(self, ctx: BlockContext) -> None:
-        """Called before each step when ``options.completion == "random"`` (``wave.rng`` decides)."""
+        """Called before each step if completion is "random"; ``wave.rng`` decides."""
 
     def on_wave_end(self, wave: Wave) -> None:
         """Called after the last lane of the wave has exited."""
