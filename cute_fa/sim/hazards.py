@@ -1,0 +1,307 @@
+"""Hazards: what a simulated program did that the PTX memory and execution model leaves undefined.
+
+A hazard is found by a rule. ``RULES`` lists every rule with its severity and one sentence on what
+it means; ``SimOptions.checks`` takes their names. Hazards of the same rule at the same pair of PTX
+lines are one hazard with a count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cute_fa.errors import CuteFAError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from cute_fa.ptx import Instr, Module
+    from cute_fa.sim.wave import BlockContext, Wave
+
+ERROR = "error"
+WARNING = "warning"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One kind of hazard.
+
+    ``optional`` rules need bookkeeping beside the access and can be switched off; the others are
+    found by looking an address or a barrier up, which the simulator cannot do without.
+    """
+
+    name: str
+    severity: str
+    meaning: str
+    optional: bool = False
+
+
+_RULES = (
+    Rule("deadlock", ERROR, "no thread can run on, and some wait"),
+    Rule(
+        "divergent-collective",
+        ERROR,
+        "a .sync or .aligned instruction was executed by part of the threads that must take part",
+    ),
+    Rule("global-out-of-bounds", ERROR, "an access outside every known global allocation"),
+    Rule("global-misaligned", ERROR, "a global address that is not a multiple of the access size"),
+    Rule("global-read-only-write", ERROR, "a write to memory that was given as read-only"),
+    Rule(
+        "uninitialised-global-read",
+        ERROR,
+        "a read of global bytes that nobody has written",
+        optional=True,
+    ),
+    Rule("shared-out-of-bounds", ERROR, "an access outside the shared memory of the CTA"),
+    Rule("shared-misaligned", ERROR, "a shared address that is not a multiple of the access size"),
+    Rule("shared-bad-rank", ERROR, "a shared::cluster address names a CTA that does not exist"),
+    Rule("local-out-of-bounds", ERROR, "an access outside the thread's local memory"),
+    Rule("local-misaligned", ERROR, "a local address that is not a multiple of the access size"),
+    Rule("param-out-of-bounds", ERROR, "a read outside the kernel's parameters"),
+    Rule("param-write", ERROR, "a write to the kernel's parameters"),
+    Rule(
+        "uninitialised-shared-read",
+        ERROR,
+        "a read of shared memory that nobody has written",
+        optional=True,
+    ),
+    Rule(
+        "uninitialised-local-read",
+        ERROR,
+        "a read of local memory that the thread has not written",
+        optional=True,
+    ),
+    Rule(
+        "shared-race",
+        ERROR,
+        "two warps access the same shared bytes, at least one writes, and nothing orders them",
+        optional=True,
+    ),
+    Rule(
+        "read-before-arrival",
+        ERROR,
+        "a read of shared memory that an asynchronous copy is still filling",
+        optional=True,
+    ),
+    Rule(
+        "write-while-copy-in-flight",
+        ERROR,
+        "a write to shared memory that an asynchronous copy is still filling",
+        optional=True,
+    ),
+    Rule("copy-size", ERROR, "the source size of a cp.async exceeds its copy size"),
+    Rule("barrier-id", ERROR, "a barrier number outside 0 to 15"),
+    Rule("barrier-count", ERROR, "a barrier thread count that the CTA cannot reach or is not ×32"),
+    Rule("barrier-count-mismatch", ERROR, "two thread counts for one use of a barrier"),
+    Rule("barrier-overflow", ERROR, "more threads arrive at a barrier than it expects"),
+    Rule("barrier-kind-mismatch", ERROR, "reductions and plain arrivals mixed on one barrier"),
+    Rule("membermask", ERROR, "a warp instruction is executed by a lane outside its member mask"),
+    Rule("shuffle-inactive-lane", ERROR, "shfl reads from a lane that does not take part"),
+)
+
+RULES: dict[str, Rule] = {rule.name: rule for rule in _RULES}
+
+
+@dataclass(frozen=True)
+class AccessSite:
+    """The other half of a conflict: who accessed the same bytes before, and where."""
+
+    what: str
+    ptx_line: int | None = None
+    ptx_text: str | None = None
+    source: str | None = None
+    warp: int | None = None
+    cta: tuple[int, ...] | None = None
+
+    def render(self) -> list[str]:
+        where = f"  after: {self.what}"
+        if self.cta is not None:
+            where += f" by CTA {_triple(self.cta)}"
+        if self.warp is not None:
+            where += f"{' ' if self.cta is not None else ' by '}warp {self.warp}"
+        lines = [where]
+        if self.ptx_text is not None:
+            lines.append(f"         PTX line {self.ptx_line}: {self.ptx_text}")
+        if self.source is not None:
+            lines.append(f"         source: {self.source}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """One finding. ``str()`` gives the multi-line report.
+
+    Attributes:
+        rule: a name of ``RULES``.
+        severity: "error" (undefined by the PTX ISA) or "warning".
+        message: what happened, with the numbers.
+        kernel: the kernel's name.
+        ptx_line: 1-based line of the PTX text.
+        ptx_text: the instruction.
+        source: ``file:line`` of the program that the PTX was compiled from, when known.
+        cta: (x, y, z) of the CTA; warp and lane of the first thread it happened to.
+        address: the address in its state space.
+        other: the access that it conflicts with.
+        count: how many times the same pair of lines was found.
+    """
+
+    rule: str
+    message: str
+    severity: str = ERROR
+    kernel: str | None = None
+    ptx_line: int | None = None
+    ptx_text: str | None = None
+    source: str | None = None
+    cta: tuple[int, ...] | None = None
+    warp: int | None = None
+    lane: int | None = None
+    address: int | None = None
+    other: AccessSite | str | None = None
+    count: int = 1
+
+    @property
+    def key(self) -> tuple[str, int | None, int | None]:
+        """What makes two findings the same: the rule and the pair of PTX lines."""
+        other = self.other.ptx_line if isinstance(self.other, AccessSite) else None
+        return self.rule, self.ptx_line, other
+
+    def render(self) -> str:
+        times = f"  (found {self.count} times)" if self.count > 1 else ""
+        lines = [f"{self.severity}: {self.rule}: {self.message}{times}"]
+        if self.kernel is not None:
+            lines.append(f"  kernel: {self.kernel}")
+        if self.ptx_text is not None:
+            lines.append(f"  PTX line {self.ptx_line}: {self.ptx_text}")
+        if self.source is not None:
+            lines.append(f"  source: {self.source}")
+        thread = []
+        if self.cta is not None:
+            thread.append(f"CTA {_triple(self.cta)}")
+        if self.warp is not None:
+            thread.append(f"warp {self.warp}")
+        if self.lane is not None:
+            thread.append(f"lane {self.lane}")
+        if self.address is not None:
+            thread.append(f"address {self.address:#x}")
+        if thread:
+            lines.append("  where: " + ", ".join(thread))
+        if isinstance(self.other, AccessSite):
+            lines += self.other.render()
+        elif self.other is not None:
+            lines.append(f"  other: {self.other}")
+        if self.rule in RULES:
+            lines.append(f"  rule:  {RULES[self.rule].meaning}")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.render()
+
+
+def _triple(cta: tuple[int, ...]) -> str:
+    return "(" + ", ".join(str(int(x)) for x in cta) + ")"
+
+
+class HazardError(CuteFAError):
+    """Raised on the first error when the simulator is strict; ``hazard`` is the finding."""
+
+    def __init__(self, hazard: Hazard) -> None:
+        self.hazard = hazard
+        super().__init__(
+            hazard.render(),
+            fix="mend the program, or pass strict=False to collect hazards and run on",
+        )
+
+    def __reduce__(self) -> tuple[type[HazardError], tuple[Hazard]]:
+        return type(self), (self.hazard,)
+
+
+def selected_rules(checks: bool | Iterable[str]) -> frozenset[str]:
+    """The optional rules that ``SimOptions.checks`` asks for.
+
+    Raises:
+        InvalidArgumentError: for a name that is not a rule.
+    """
+    optional = frozenset(name for name, rule in RULES.items() if rule.optional)
+    if isinstance(checks, bool):
+        return optional if checks else frozenset()
+    names = frozenset([checks] if isinstance(checks, str) else checks)
+    unknown = sorted(names - set(RULES))
+    if unknown:
+        raise InvalidArgumentError(
+            "an unknown hazard rule was asked for",
+            got=", ".join(map(repr, unknown)),
+            expected="True, False, or names among " + ", ".join(RULES),
+        )
+    return names & optional
+
+
+def add(found: list[Hazard], hazard: Hazard) -> bool:
+    """Add a finding to a list; True if it is the first of its rule and pair of PTX lines."""
+    for index, known in enumerate(found):
+        if known.key == hazard.key:
+            found[index] = replace(known, count=known.count + hazard.count)
+            return False
+    found.append(hazard)
+    return True
+
+
+def record(wave: Wave, hazard: Hazard) -> None:
+    """Add a finding to a wave.
+
+    Raises:
+        HazardError: if it is new, an error, and the simulator is strict.
+    """
+    if add(wave.hazards, hazard) and wave.options.strict and hazard.severity == ERROR:
+        raise HazardError(hazard)
+
+
+def source_of(module: Module, instr: Instr) -> str | None:
+    """``file:line`` of the program that the instruction was compiled from, when the PTX says."""
+    return module.source_of(instr)
+
+
+def site(wave: Wave, instr: Instr, what: str, warp: int | None, slot: int | None) -> AccessSite:
+    """The description of an earlier access by a warp of the CTA in ``slot``."""
+    cta = None if slot is None else tuple(int(x) for x in wave.cta_ids[slot])
+    source = source_of(wave.module, instr)
+    return AccessSite(what, instr.line, instr.text, source, warp, cta)
+
+
+def report_lanes(
+    ctx: BlockContext,
+    rule: str,
+    message: str,
+    lanes: np.ndarray,
+    addresses: np.ndarray | None = None,
+    other: AccessSite | None = None,
+    instr: Instr | None = None,
+) -> None:
+    """Record a hazard of some lanes of the running instruction, located at the first of them.
+
+    Args:
+        lanes: bool ``(w, c, 32)`` over ``ctx.rect``; how many are set is the hazard's count.
+        addresses: the lanes' addresses, same shape.
+        instr: the instruction to blame, by default the one that runs.
+    """
+    if RULES[rule].optional and not ctx.wave.options.checks_rule(rule):
+        return
+    first = int(np.argmax(lanes))
+    w, c, lane = (int(i) for i in np.unravel_index(first, lanes.shape))
+    instr = instr or ctx.instr
+    hazard = Hazard(
+        rule=rule,
+        message=message,
+        severity=RULES[rule].severity,
+        kernel=ctx.wave.kernel.name,
+        ptx_line=instr.line,
+        ptx_text=instr.text,
+        source=source_of(ctx.wave.module, instr),
+        cta=ctx.cta_of(ctx.rect[2] + c),
+        warp=ctx.rect[0] + w,
+        lane=lane,
+        address=None if addresses is None else int(addresses[w, c, lane]),
+        other=other,
+        count=int(np.count_nonzero(lanes)),
+    )
+    record(ctx.wave, hazard)
