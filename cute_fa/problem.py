@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
 MAX_HEAD_DIM = 256
 HEAD_DIM_MULTIPLE = 8
+
+
+# Kernels work on scores in fp32, in units of log2(e): a number must survive both conversions.
+MAX_SCALAR = 2.0**126
+MIN_SOFTCAP = 2.0**-100
 
 
 @dataclass(frozen=True)
@@ -36,16 +42,42 @@ class KernelVariant:
     has_softcap: bool = False
 
 
+def check_scalar(name: str, value: object) -> float:
+    """``value`` as a float, if it is a real number that fp32 can hold with room for log2(e).
+
+    Raises:
+        InvalidTypeError: not a number (a tensor, a string, a bool).
+        InvalidArgumentError: NaN, infinite, or beyond 2**126.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InvalidTypeError(
+            f"{name} is not a number",
+            got=f"{value!r} ({type(value).__name__})",
+            expected="a Python float",
+            fix=f"pass float({name})",
+        )
+    number = float(value)
+    if not math.isfinite(number) or abs(number) > MAX_SCALAR:
+        raise InvalidArgumentError(
+            f"{name} is not a finite fp32 number",
+            got=number,
+            expected=f"a finite number of magnitude up to {MAX_SCALAR:.3g}",
+        )
+    return number
+
+
 def normalise_window(
     causal: bool, window_size: tuple[int | None, int | None]
 ) -> tuple[int | None, int | None]:
     """(left, right) with None for unbounded and causality folded into ``right``.
 
     Windows are inclusive: query row i, whose diagonal is column i + Sk - Sq, attends to columns
-    diagonal - left … diagonal + right. -1 and None both mean unbounded.
+    diagonal - left … diagonal + right. -1 and None both mean unbounded. ``causal`` and a right
+    bound are both honoured: the mask is their intersection, which is a right bound of 0.
 
     Raises:
-        InvalidArgumentError: a bound below -1 or not an integer.
+        InvalidTypeError: not a pair, or a bound that is not an integer.
+        InvalidArgumentError: a bound below -1.
     """
     try:
         left, right = window_size
@@ -53,18 +85,23 @@ def normalise_window(
         raise InvalidTypeError(
             "window_size is not a pair", got=repr(window_size), expected="(left, right)"
         ) from None
+    expected = "an integer ≥ 0, or -1 / None for unbounded"
     bounds: list[int | None] = []
     for name, value in (("left", left), ("right", right)):
-        if value is None or value == -1:
+        if value is None:
             bounds.append(None)
-        elif isinstance(value, bool) or not isinstance(value, int) or value < -1:
-            raise InvalidArgumentError(
-                f"window_size: the {name} bound is not usable",
-                got=repr(value),
-                expected="an integer ≥ 0, or -1 / None for unbounded",
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise InvalidTypeError(
+                f"window_size: the {name} bound is not an integer",
+                got=f"{value!r} ({type(value).__name__})",
+                expected=expected,
             )
-        else:
-            bounds.append(value)
+        if value < -1:
+            raise InvalidArgumentError(
+                f"window_size: the {name} bound is negative", got=value, expected=expected
+            )
+        bounds.append(None if value == -1 else int(value))
     return bounds[0], 0 if causal else bounds[1]
 
 
@@ -96,6 +133,26 @@ class AttentionProblem:
     softmax_scale: float | None = None
 
     def __post_init__(self) -> None:
+        self._check_sizes()
+        self._check_head_dims()
+        for name in ("window_left", "window_right"):
+            bound = getattr(self, name)
+            if bound is not None and bound < 0:
+                raise InvalidArgumentError(
+                    f"{name} is negative", got=bound, expected="≥ 0, or None for unbounded"
+                )
+        check_scalar("softcap", self.softcap)
+        if self.softcap < 0 or 0 < self.softcap < MIN_SOFTCAP:
+            raise InvalidArgumentError(
+                "softcap is not usable",
+                got=self.softcap,
+                expected=f"0 for none, or a number of at least {MIN_SOFTCAP}",
+                fix="scores are divided by softcap in fp32, so it cannot be smaller",
+            )
+        if self.softmax_scale is not None:
+            check_scalar("softmax_scale", self.softmax_scale)
+
+    def _check_sizes(self) -> None:
         for name in ("batch", "seqlen_q", "seqlen_k"):
             if getattr(self, name) < 0:
                 raise InvalidArgumentError(
@@ -112,6 +169,8 @@ class AttentionProblem:
                 got=f"{self.heads_q} query heads and {self.heads_k} K/V heads",
                 expected="heads_q to be a multiple of heads_k (MHA, GQA or MQA)",
             )
+
+    def _check_head_dims(self) -> None:
         if self.dtype not in DTYPE_BYTES:
             raise InvalidTypeError(
                 "dtype is not an attention dtype",
@@ -120,26 +179,24 @@ class AttentionProblem:
             )
         for name in ("head_dim", "head_dim_v"):
             value = getattr(self, name)
-            if value % HEAD_DIM_MULTIPLE or value > MAX_HEAD_DIM:
-                up = min(-(-value // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE, MAX_HEAD_DIM)
+            if value > MAX_HEAD_DIM:
                 raise InvalidArgumentError(
-                    f"{name} is not one that any kernel serves",
+                    f"{name} is larger than any kernel serves",
                     got=value,
                     expected=f"a multiple of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}",
-                    fix=f"pad the last dimension with zeros to {up}"
-                    if value <= MAX_HEAD_DIM
-                    else "split the head dimension, or use a reference implementation",
+                    fix="use cute_fa.reference.dense.attention, which takes any head dim",
                 )
-        if not math.isfinite(self.softcap) or self.softcap < 0:
-            raise InvalidArgumentError(
-                "softcap is not usable", got=self.softcap, expected="a finite number ≥ 0 (0: none)"
-            )
-        if self.softmax_scale is not None and not math.isfinite(self.softmax_scale):
-            raise InvalidArgumentError(
-                "softmax_scale is not finite",
-                got=self.softmax_scale,
-                expected="a finite number, or None for head_dim ** -0.5",
-            )
+            if value % HEAD_DIM_MULTIPLE:
+                padded = -(-value // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
+                fix = f"pad the last dimension with zeros to {padded}"
+                if name == "head_dim":
+                    fix += f" and pass softmax_scale={value}**-0.5"
+                raise InvalidArgumentError(
+                    f"{name} is not a multiple of {HEAD_DIM_MULTIPLE}",
+                    got=value,
+                    expected=f"a multiple of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}",
+                    fix=fix,
+                )
 
     @property
     def scale(self) -> float:
@@ -174,12 +231,22 @@ class AttentionProblem:
         return (lo, hi) if lo < hi else (0, 0)
 
     def score_count(self) -> int:
-        """Unmasked (row, column) pairs of one head: the area that the mask leaves."""
-        total = 0
-        for row in range(self.seqlen_q):
-            lo, hi = self.visible_columns(row)
-            total += hi - lo
-        return total
+        """Unmasked (row, column) pairs of one head: the area that the mask leaves. O(1)."""
+        left, right = self.window
+        # A pair is visible when -left ≤ j - i - (Sk - Sq) ≤ right; the pairs with a difference
+        # of at most d are counted in closed form, so a band is one count minus another.
+        offset = self.seqlen_k - self.seqlen_q
+        everything = self.seqlen_q * self.seqlen_k
+        below_right = everything if right is None else self._pairs_up_to(offset + right)
+        below_left = 0 if left is None else self._pairs_up_to(offset - left - 1)
+        return below_right - below_left
+
+    def _pairs_up_to(self, difference: int) -> int:
+        """Pairs (i, j), 0 ≤ i < Sq, 0 ≤ j < Sk, with j - i ≤ difference."""
+        # Row i has min(max(i + difference + 1, 0), Sk) of them: a prefix sum of min(u, Sk).
+        return _capped_sum(self.seqlen_q + difference, self.seqlen_k) - _capped_sum(
+            difference, self.seqlen_k
+        )
 
     def flops(self) -> int:
         """Matrix-multiply FLOPs of the forward: 2·(D + Dv) per unmasked score and head."""
@@ -202,3 +269,9 @@ class AttentionProblem:
         size = DTYPE_BYTES[self.dtype]
         scores = self.batch * self.heads_q * self.seqlen_q * self.seqlen_k * size
         return self.ideal_hbm_bytes() + 4 * scores
+
+
+def _capped_sum(stop: int, cap: int) -> int:
+    """Σ of min(u, cap) for u = 1 … stop (0 for stop ≤ 0)."""
+    ramp = max(0, min(stop, cap))
+    return ramp * (ramp + 1) // 2 + max(0, stop - cap) * cap

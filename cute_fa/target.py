@@ -1,14 +1,15 @@
 """What a kernel is compiled for: an architecture as a value, so that no GPU is needed.
 
 Sizes are per SM or per block, in bytes, from the CUDA C++ Programming Guide's table of
-technical specifications per compute capability.
+technical specifications per compute capability (held against the traits table of NVIDIA's
+libcudacxx, ``cuda/__device/arch_traits.h``). SM counts belong to a part, not to an architecture.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cute_fa.errors import InvalidArgumentError
+from cute_fa.errors import InvalidArgumentError, InvalidTypeError
 
 KIB = 1024
 
@@ -23,6 +24,7 @@ class Target:
         smem_per_block_bytes: dynamic shared memory that one block may ask for.
         smem_per_sm_bytes: shared memory of one SM, all resident blocks together.
         max_threads_per_sm: resident threads of one SM.
+        max_blocks_per_sm: resident blocks of one SM.
         sm_count: SMs of the best-known part, the default of schedulers and of the simulator.
         part: the part that ``sm_count`` is of.
     """
@@ -32,6 +34,7 @@ class Target:
     smem_per_block_bytes: int
     smem_per_sm_bytes: int
     max_threads_per_sm: int
+    max_blocks_per_sm: int
     sm_count: int
     part: str
 
@@ -43,6 +46,11 @@ class Target:
         return self.compute_capability[0]
 
     @property
+    def capability_text(self) -> str:
+        """The compute capability as people write it, e.g. ``9.0``."""
+        return "{}.{}".format(*self.compute_capability)
+
+    @property
     def has_wgmma(self) -> bool:
         return self.major == 9
 
@@ -51,26 +59,23 @@ class Target:
         return self.major in (10, 11)
 
 
-def _target(
-    arch: str, cc: tuple[int, int], block_kib: int, sm_kib: int, threads: int, sms: int, part: str
-) -> Target:
-    return Target(arch, cc, block_kib * KIB, sm_kib * KIB, threads, sms, part)
-
+# arch, capability, KiB per block, KiB per SM, threads per SM, blocks per SM, SMs, part
+_TABLE: tuple[tuple[str, tuple[int, int], int, int, int, int, int, str], ...] = (
+    ("sm_80", (8, 0), 163, 164, 2048, 32, 108, "A100"),
+    ("sm_86", (8, 6), 99, 100, 1536, 16, 82, "RTX 3090"),
+    ("sm_87", (8, 7), 163, 164, 1536, 16, 16, "Jetson AGX Orin"),
+    ("sm_89", (8, 9), 99, 100, 1536, 24, 128, "RTX 4090"),
+    ("sm_90", (9, 0), 227, 228, 2048, 32, 132, "H100 SXM"),
+    ("sm_90a", (9, 0), 227, 228, 2048, 32, 132, "H100 SXM"),
+    ("sm_100a", (10, 0), 227, 228, 2048, 32, 148, "B200"),
+    ("sm_103a", (10, 3), 227, 228, 2048, 32, 148, "B300"),
+    ("sm_120a", (12, 0), 99, 100, 1536, 24, 170, "RTX 5090"),
+    ("sm_121a", (12, 1), 99, 100, 1536, 24, 48, "DGX Spark"),
+)
 
 TARGETS: dict[str, Target] = {
-    t.arch: t
-    for t in (
-        _target("sm_80", (8, 0), 163, 164, 2048, 108, "A100"),
-        _target("sm_86", (8, 6), 99, 100, 1536, 84, "RTX 3090"),
-        _target("sm_87", (8, 7), 163, 164, 1536, 16, "Jetson Orin"),
-        _target("sm_89", (8, 9), 99, 100, 1536, 128, "RTX 4090"),
-        _target("sm_90", (9, 0), 227, 228, 2048, 132, "H100"),
-        _target("sm_90a", (9, 0), 227, 228, 2048, 132, "H100"),
-        _target("sm_100a", (10, 0), 227, 228, 2048, 148, "B200"),
-        _target("sm_103a", (10, 3), 227, 228, 2048, 148, "B300"),
-        _target("sm_120a", (12, 0), 99, 100, 1536, 170, "RTX 5090"),
-        _target("sm_121a", (12, 1), 99, 100, 1536, 48, "DGX Spark"),
-    )
+    arch: Target(arch, cc, block_kib * KIB, sm_kib * KIB, threads, blocks, sms, part)
+    for arch, cc, block_kib, sm_kib, threads, blocks, sms, part in _TABLE
 }
 
 _FAMILIES = {
@@ -81,17 +86,24 @@ _FAMILIES = {
 }
 
 
-def get_target(arch: str | Target) -> Target:
+def get_target(arch: str | int | Target) -> Target:
     """The Target named ``arch``; takes ``sm_90a``, ``sm90a``, ``90a``, ``9.0``, ``hopper``.
 
     A bare number means the plain architecture where one exists (``90`` is sm_90) and else the
     architecture-specific one (``100`` is sm_100a).
 
     Raises:
+        InvalidTypeError: neither a name, a number nor a Target.
         InvalidArgumentError: the name is not in the table.
     """
     if isinstance(arch, Target):
         return arch
+    if isinstance(arch, bool) or not isinstance(arch, (str, int)):
+        raise InvalidTypeError(
+            "arch is not the name of an architecture",
+            got=f"{arch!r} ({type(arch).__name__})",
+            expected=f"one of {', '.join(TARGETS)} (or {', '.join(_FAMILIES)})",
+        )
     name = str(arch).strip().lower()
     if name in _FAMILIES:
         return TARGETS[_FAMILIES[name]]
@@ -104,3 +116,24 @@ def get_target(arch: str | Target) -> Target:
         got=repr(arch),
         expected=f"one of {', '.join(TARGETS)} (or {', '.join(_FAMILIES)})",
     )
+
+
+def target_of_capability(capability: tuple[int, int]) -> Target:
+    """The Target that serves a GPU of this compute capability with all its instructions.
+
+    Where an architecture-specific target exists it is chosen (``sm_90a`` for (9, 0)): such code
+    runs only on exactly that capability, which is the one at hand.
+
+    Raises:
+        InvalidArgumentError: no target in the table has this capability.
+    """
+    matches = [t for t in TARGETS.values() if t.compute_capability == tuple(capability)]
+    if not matches:
+        major, minor = capability
+        raise InvalidArgumentError(
+            "no target is known for this GPU",
+            got=f"compute capability {major}.{minor}",
+            expected="one of " + ", ".join(sorted({t.capability_text for t in TARGETS.values()})),
+            fix="move the tensors to the CPU to run them in the simulator",
+        )
+    return max(matches, key=lambda t: len(t.arch))
