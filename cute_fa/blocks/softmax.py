@@ -1,0 +1,89 @@
+"""The online softmax of a row tile, in registers (FlashAttention-2, section 3.1.1).
+
+State per row: the running maximum and the running sum of exponentials relative to it. Both are kept
+in log2 units, the maximum already multiplied by scale_log2 *and rounded*: the same rounded number
+then enters every exponent and the final LSE, so its rounding cancels even for huge scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cutlass
+from cutlass import cute
+
+from cute_fa.blocks.math import LN_2, NEG_INF, exp2, quad_max, quad_sum
+from cute_fa.blocks.mma import rows_by_columns
+
+
+def row_max(scores: cute.Tensor, r: int) -> cutlass.Float32:
+    """Maximum of row ``r`` over this thread's columns; two chains, to halve the dependency."""
+    columns = cute.size(scores, mode=[1])
+    even, odd = scores[r, 0], scores[r, 1]
+    for c in range(2, columns, 2):
+        even = cute.arch.fmax(even, scores[r, c])
+        odd = cute.arch.fmax(odd, scores[r, c + 1])
+    return cute.arch.fmax(even, odd)
+
+
+def finite_anchor(max_log2: cutlass.Float32) -> cutlass.Float32:
+    """The maximum to subtract: 0 for a row that has seen no key, so that −inf − anchor is no NaN."""
+    return cutlass.select_(max_log2 == NEG_INF, cutlass.Float32(0.0), max_log2)
+
+
+@dataclass(frozen=True)
+class OnlineSoftmax:
+    """Running row statistics of a tile whose rows are spread over quads.
+
+    Attributes:
+        max_log2: (rows,) running maximum · scale_log2; the same in all four threads of a quad.
+        sum_exp: (rows,) running sum of this thread's own columns; reduced over the quad at the end.
+        scale_log2: positive factor from scores to log2 units.
+    """
+
+    max_log2: cute.Tensor
+    sum_exp: cute.Tensor
+    scale_log2: cutlass.Float32
+
+    @staticmethod
+    def start(rows: int, scale_log2: cutlass.Float32) -> OnlineSoftmax:
+        """Statistics of ``rows`` rows that have seen no key yet."""
+        max_log2 = cute.make_rmem_tensor(rows, cutlass.Float32)
+        sum_exp = cute.make_rmem_tensor(rows, cutlass.Float32)
+        max_log2.fill(NEG_INF)
+        sum_exp.fill(0.0)
+        return OnlineSoftmax(max_log2, sum_exp, scale_log2)
+
+    @cute.jit
+    def update(self, acc_S: cute.Tensor, acc_O: cute.Tensor):
+        """Take in one score tile: S ← P = exp(S − max) in place, O ← O · exp(old max − max).
+
+        acc_S is ((2, 2), MMA_M, MMA_N), −inf where masked; acc_O is ((2, 2), MMA_M, MMA_Dv).
+        """
+        scores, out = rows_by_columns(acc_S), rows_by_columns(acc_O)
+        for r in cutlass.range_constexpr(cute.size(scores, mode=[0])):
+            old_max = self.max_log2[r]
+            new_max = cute.arch.fmax(old_max, quad_max(row_max(scores, r)) * self.scale_log2)
+            anchor = finite_anchor(new_max)
+            rescale = exp2(old_max - anchor)
+            p = exp2(scores[r, None].load() * self.scale_log2 - anchor)  # (columns,)
+            self.max_log2[r] = new_max
+            self.sum_exp[r] = self.sum_exp[r] * rescale + p.reduce(
+                cute.ReductionOp.ADD, cutlass.Float32(0.0), 0
+            )
+            scores[r, None].store(p)
+            out[r, None].store(out[r, None].load() * rescale)
+
+    @cute.jit
+    def finish(self, acc_O: cute.Tensor) -> cute.Tensor:
+        """O ← O / sum in place; returns the natural-log LSE (rows,), −inf for rows without keys."""
+        out = rows_by_columns(acc_O)
+        lse = cute.make_rmem_tensor_like(self.max_log2)
+        for r in cutlass.range_constexpr(cute.size(self.sum_exp)):
+            total = quad_sum(self.sum_exp[r])
+            is_empty = total == 0.0
+            inverse = cute.arch.rcp_approx(cutlass.select_(is_empty, cutlass.Float32(1.0), total))
+            out[r, None].store(out[r, None].load() * inverse)
+            log_sum = self.max_log2[r] + cute.math.log2(total, fastmath=True)
+            lse[r] = cutlass.select_(is_empty, cutlass.Float32(NEG_INF), log_sum * LN_2)
+        return lse

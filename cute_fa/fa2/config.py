@@ -1,0 +1,165 @@
+"""The plan of a FlashAttention-2 forward kernel: tiles, threads, ring depth, and their legality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cute_fa.blocks.tiles import (
+    MMA_K,
+    MMA_M,
+    MMA_N,
+    WARP_THREADS,
+    padded_head_dim,
+    panel_columns,
+    round_up,
+    rows_per_copy,
+    tile_bytes,
+)
+from cute_fa.errors import InvalidArgumentError
+from cute_fa.target import KIB
+
+ELEMENT_BYTES = 2
+DTYPES = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Fa2FwdConfig:
+    """Everything that a FlashAttention-2 forward kernel is specialised for.
+
+    Attributes:
+        dtype: "float16" or "bfloat16".
+        head_dim, head_dim_v: D and Dv, multiples of 8 up to 256; padded in shared memory only.
+        is_causal: bottom-right aligned causal mask.
+        has_window_left, has_window_right: run-time window bounds.
+        has_softcap: scores pass through softcap·tanh(·/softcap).
+        tile_m, tile_n: query rows and key columns of a tile.
+        num_threads: a warp per 16·k query rows.
+        stages: depth of the K ring and of the V ring.
+        smem_limit_bytes: what a CTA of the target may use.
+    """
+
+    dtype: str
+    head_dim: int
+    head_dim_v: int
+    is_causal: bool = False
+    has_window_left: bool = False
+    has_window_right: bool = False
+    has_softcap: bool = False
+    tile_m: int = 128
+    tile_n: int = 64
+    num_threads: int = 128
+    stages: int = 1
+    smem_limit_bytes: int = 99 * KIB
+
+    def __post_init__(self) -> None:
+        def require(ok: bool, what: str, got: object, expected: str, fix: str | None = None):
+            if not ok:
+                raise InvalidArgumentError(
+                    f"FA2 config: {what}", got=got, expected=expected, fix=fix
+                )
+
+        require(self.dtype in DTYPES, "dtype", self.dtype, " or ".join(DTYPES))
+        for name in ("head_dim", "head_dim_v"):
+            value = getattr(self, name)
+            require(0 < value <= 256 and value % 8 == 0, name, value, "a multiple of 8 up to 256")
+        require(
+            not (self.is_causal and self.has_window_right),
+            "two right bounds",
+            "is_causal and has_window_right",
+            "one of them: causal is a right window of 0",
+        )
+        warps = self.num_threads // WARP_THREADS
+        require(
+            self.num_threads % WARP_THREADS == 0 and 1 <= warps <= 8,
+            "num_threads",
+            self.num_threads,
+            "1 to 8 whole warps",
+        )
+        require(
+            self.tile_m > 0 and self.tile_m % (MMA_M * warps) == 0,
+            "tile_m is not split evenly over the warps",
+            f"tile_m {self.tile_m} with {warps} warps",
+            f"a multiple of {MMA_M} rows · {warps} warps = {MMA_M * warps}",
+        )
+        require(
+            self.tile_n > 0 and self.tile_n % MMA_K == 0,
+            "tile_n is not a whole number of k-steps of O += PV",
+            self.tile_n,
+            f"a multiple of {MMA_K}",
+        )
+        require(self.stages >= 1, "stages", self.stages, "at least 1")
+        for name, columns in (("D", self.padded_d), ("Dv", self.padded_dv)):
+            rows = rows_per_copy(self.num_threads, columns)
+            for tile, value in (("tile_m", self.tile_m), ("tile_n", self.tile_n)):
+                require(
+                    value % rows == 0,
+                    f"{tile} is not a whole number of copies",
+                    f"{tile} {value}; {name} padded to {columns} goes in panels of "
+                    f"{panel_columns(columns)} columns, so {self.num_threads} threads copy "
+                    f"{rows} rows at a time",
+                    f"a multiple of {rows}",
+                )
+        require(
+            self.smem_bytes <= self.smem_limit_bytes,
+            "shared memory",
+            f"{self._smem_arithmetic()} = {self.smem_bytes} bytes",
+            f"at most {self.smem_limit_bytes} bytes",
+            fix="use fewer stages, or smaller tiles",
+        )
+
+    @property
+    def padded_d(self) -> int:
+        """Columns of the Q and K tiles."""
+        return padded_head_dim(self.head_dim)
+
+    @property
+    def padded_dv(self) -> int:
+        """Columns of the V and O tiles."""
+        return padded_head_dim(self.head_dim_v)
+
+    @property
+    def num_warps(self) -> int:
+        return self.num_threads // WARP_THREADS
+
+    @property
+    def rows_per_thread(self) -> int:
+        """Query rows whose statistics a thread holds: two per 16-row block of its warp."""
+        return 2 * self.tile_m // (MMA_M * self.num_warps)
+
+    @property
+    def smem_q_bytes(self) -> int:
+        """The Q tile, which O reuses on its way out."""
+        columns = max(self.padded_d, self.padded_dv)
+        return tile_bytes(self.tile_m, columns, ELEMENT_BYTES)
+
+    @property
+    def smem_k_bytes(self) -> int:
+        """One stage of K."""
+        return tile_bytes(self.tile_n, self.padded_d, ELEMENT_BYTES)
+
+    @property
+    def smem_v_bytes(self) -> int:
+        """One stage of V."""
+        return tile_bytes(self.tile_n, self.padded_dv, ELEMENT_BYTES)
+
+    @property
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory of a CTA."""
+        return self.smem_q_bytes + self.stages * (self.smem_k_bytes + self.smem_v_bytes)
+
+    @property
+    def accumulator_registers(self) -> int:
+        """fp32 registers per thread that hold S and O at once."""
+        per_row = (self.tile_n + round_up(self.padded_dv, 2 * MMA_N)) // 4
+        return self.rows_per_thread * per_row
+
+    def _smem_arithmetic(self) -> str:
+        q_columns = max(self.padded_d, self.padded_dv)
+        return (
+            f"{ELEMENT_BYTES}·({self.tile_m}·{q_columns} for Q and O + {self.stages} stages · "
+            f"{self.tile_n}·({self.padded_d} + {self.padded_dv}) for K and V)"
+        )
+
+    def workspace(self, batch: int, seqlen_q: int, heads_q: int) -> tuple:
+        """Global scratch tensors that a launch needs: none, O and its statistics stay on chip."""
+        return ()
