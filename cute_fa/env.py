@@ -45,6 +45,26 @@ def c_compiler() -> str | None:
     return os.environ.get("CC") or None
 
 
+def dsl_settings() -> dict[str, str]:
+    """The ``CUTE_DSL_*`` variables that can change what the DSL compiles, for the kernel's key.
+
+    Left out are the target (always named explicitly), the runtime library and where or what the
+    DSL logs, dumps and caches.
+    """
+    prefix = "CUTE_DSL_"
+    neutral = ("ARCH", "LIBS", "KEEP", "DUMP_DIR", "CACHE_DIR", "NO_CACHE", "LOG_", "DISABLE_FILE")
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(prefix) and not name.removeprefix(prefix).startswith(neutral)
+    }
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment for a child process: this one's with ``changes``."""
+    return {**os.environ, **changes}
+
+
 def no_color() -> bool:
     """Whether the user asked for plain output (``NO_COLOR``)."""
     return bool(os.environ.get("NO_COLOR"))

@@ -1,0 +1,249 @@
+"""Which kernels exist, and which of them serves a problem on a target.
+
+Kernels are named by strings and imported when they are asked for: reading this table costs
+neither torch nor the DSL.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cute_fa.errors import CuteFAError, InvalidArgumentError, UnsupportedError
+from cute_fa.problem import AttentionProblem, KernelVariant
+from cute_fa.target import TARGETS, Target, get_target
+
+GENERATIONS = ("fa1", "fa2", "fa3", "fa4")
+DIRECTIONS = ("fwd", "bwd")
+
+
+@dataclass(frozen=True)
+class KernelEntry:
+    """One kernel of one rung of the ladder.
+
+    Attributes:
+        generation, direction: "fa1" … "fa4", "fwd" or "bwd".
+        archs: the architectures it compiles for.
+        kernel: "module:class"; ``class(config)`` is a ``@cute.jit`` callable.
+        arguments: "module:function"; ``function(config)`` gives the symbolic compile arguments.
+        pick: "module:function"; ``function(variant, target)`` gives the config, or raises
+            UnsupportedError. Its module imports no DSL.
+        sources: packages or modules whose files decide what the kernel compiles to.
+        summary: the idea in a few words.
+        features: what it serves, in words.
+        automatic: whether ``generation="auto"`` may choose it.
+    """
+
+    generation: str
+    direction: str
+    archs: tuple[str, ...]
+    kernel: str
+    arguments: str
+    pick: str
+    sources: tuple[str, ...]
+    summary: str
+    features: tuple[str, ...]
+    automatic: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"{self.generation} {self.direction}"
+
+    def config(self, variant: KernelVariant, target: Target, overrides: Mapping[str, Any]) -> Any:
+        """The kernel's config for a variant on a target, with some of its fields replaced.
+
+        Raises:
+            UnsupportedError: the kernel does not serve the variant on this target.
+            InvalidArgumentError: an override is no field of the config, or breaks its rules.
+        """
+        if target.arch not in self.archs:
+            raise UnsupportedError(
+                f"{self.name} is not built for this architecture",
+                got=target.arch,
+                expected=", ".join(self.archs),
+            )
+        config = load(self.pick)(variant, target)
+        unknown = sorted(set(overrides) - set(config.__dataclass_fields__))
+        if unknown:
+            raise InvalidArgumentError(
+                f"{', '.join(unknown)}: no such field of the {self.name} kernel's config",
+                expected=", ".join(config.__dataclass_fields__),
+            )
+        return replace(config, **overrides) if overrides else config
+
+
+_DENSE_FEATURES = (
+    "causal",
+    "sliding window",
+    "softcap",
+    "MHA/GQA/MQA",
+    "Dv ≠ D",
+    "any Sq, Sk",
+    "strided inputs",
+    "LSE",
+)
+
+KERNELS: tuple[KernelEntry, ...] = (
+    KernelEntry(
+        generation="fa1",
+        direction="fwd",
+        archs=tuple(TARGETS),
+        kernel="cute_fa.fa1.fwd:Fa1Fwd",
+        arguments="cute_fa.fa1.fwd:fake_arguments",
+        pick="cute_fa.fa1.config:pick_fwd",
+        sources=("cute_fa.fa1", "cute_fa.blocks"),
+        summary="K/V outer, Q inner; O and the softmax state live in HBM",
+        features=_DENSE_FEATURES,
+        automatic=False,
+    ),
+    KernelEntry(
+        generation="fa2",
+        direction="fwd",
+        archs=tuple(TARGETS),
+        kernel="cute_fa.fa2.fwd:Fa2Fwd",
+        arguments="cute_fa.fa2.fwd:fake_arguments",
+        pick="cute_fa.fa2.config:pick_fwd",
+        sources=("cute_fa.fa2", "cute_fa.blocks"),
+        summary="Q outer, K/V inner; O and the softmax state live in registers",
+        features=_DENSE_FEATURES,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether a problem runs on a target.
+
+    Attributes:
+        ok: whether ``generation`` serves it.
+        reason: why not; empty if ``ok``.
+        alternatives: generations that would serve the same problem there.
+        generation: the generation that was chosen or asked about.
+    """
+
+    ok: bool
+    reason: str
+    alternatives: tuple[str, ...]
+    generation: str
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+def load(name: str) -> Any:
+    """The object that "module:attribute" names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def find(generation: str, direction: str = "fwd") -> KernelEntry:
+    """The registered kernel.
+
+    Raises:
+        InvalidArgumentError: no such generation or direction exists.
+        UnsupportedError: it exists, but this build has no such kernel.
+    """
+    for entry in KERNELS:
+        if (entry.generation, entry.direction) == (generation, direction):
+            return entry
+    if generation not in GENERATIONS:
+        raise InvalidArgumentError(
+            "unknown generation", got=repr(generation), expected="auto, " + ", ".join(GENERATIONS)
+        )
+    if direction not in DIRECTIONS:
+        raise InvalidArgumentError(
+            "unknown direction", got=repr(direction), expected=" or ".join(DIRECTIONS)
+        )
+    raise UnsupportedError(
+        f"there is no {generation} {direction} kernel in this version",
+        expected=", ".join(entry.name for entry in KERNELS),
+        alternatives=[e.generation for e in KERNELS if e.direction == direction],
+    )
+
+
+def can_run(
+    problem: AttentionProblem,
+    target: str | Target,
+    generation: str = "auto",
+    direction: str = "fwd",
+) -> Support:
+    """Whether ``generation`` serves ``problem`` on ``target``, why not, and what else would.
+
+    Raises:
+        InvalidArgumentError: the target, generation or direction does not exist.
+    """
+    where = get_target(target)
+    variant = problem.variant
+    if generation == "auto":
+        entries = _automatic(direction)
+    else:
+        try:
+            entries = [find(generation, direction)]
+        except UnsupportedError as error:
+            return Support(False, error.what, _servers(variant, where, direction), generation)
+    reasons = []
+    for entry in entries:
+        reason = _why_not(entry, variant, where)
+        if reason is None:
+            return Support(True, "", (), entry.generation)
+        reasons.append(reason)
+    others = tuple(name for name in _servers(variant, where, direction) if name != generation)
+    return Support(False, "\n".join(reasons), others, generation)
+
+
+def choose_generation(
+    problem: AttentionProblem,
+    target: str | Target,
+    generation: str = "auto",
+    direction: str = "fwd",
+) -> str:
+    """The generation that will run: the one asked for, or the newest that serves the problem.
+
+    Raises:
+        UnsupportedError: it does not serve the problem on this target; says why and what would.
+    """
+    support = can_run(problem, target, generation, direction)
+    if support.ok:
+        return support.generation
+    who = "no generation serves" if generation == "auto" else f"{generation} does not serve"
+    raise UnsupportedError(
+        f"{who} this problem on {get_target(target).arch}",
+        got=support.reason.replace("\n", "\n            "),
+        alternatives=support.alternatives,
+    )
+
+
+def rows() -> list[dict[str, Any]]:
+    """The table that ``cute-fa list`` prints: one row per kernel, of JSON-able values."""
+    return [
+        {
+            "generation": entry.generation,
+            "direction": entry.direction,
+            "archs": list(entry.archs),
+            "features": list(entry.features),
+            "summary": entry.summary,
+            "automatic": entry.automatic,
+        }
+        for entry in KERNELS
+    ]
+
+
+def _automatic(direction: str) -> list[KernelEntry]:
+    """What "auto" considers, the newest generation first; each entry's archs narrow it further."""
+    entries = [e for e in KERNELS if e.automatic and e.direction == direction]
+    return sorted(entries, key=lambda entry: GENERATIONS.index(entry.generation), reverse=True)
+
+
+def _why_not(entry: KernelEntry, variant: KernelVariant, target: Target) -> str | None:
+    try:
+        entry.config(variant, target, {})
+    except CuteFAError as error:
+        return str(error)
+    return None
+
+
+def _servers(variant: KernelVariant, target: Target, direction: str) -> tuple[str, ...]:
+    entries = (entry for entry in KERNELS if entry.direction == direction)
+    return tuple(e.generation for e in entries if _why_not(e, variant, target) is None)
