@@ -1,0 +1,200 @@
+/* Stand-in for the CUDA runtime below a host function that the CuTe DSL compiled.
+ *
+ * The compiled host code calls a small C interface (symbols with a leading underscore, named after
+ * the runtime function they stand for) and, when it was built for TVM-FFI, a few helpers more. This
+ * library defines them without any CUDA: what needs an answer goes to the callbacks that
+ * cute_fa/sim/runtime.py installs. A host function that calls something not listed here fails to
+ * link with the name of the missing symbol; to support it, add it below.
+ *
+ * Handles (libraries, kernels) are small integers that Python hands out, cast to pointers.
+ * Return values are cudaError_t codes.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+enum {
+  CUDA_SUCCESS = 0,
+  CUDA_ERROR_INVALID_VALUE = 1,
+  CUDA_ERROR_INITIALIZATION = 3,
+  CUDA_ERROR_INVALID_DEVICE = 101,
+};
+
+typedef struct {
+  int (*load_library)(const void *image, uint64_t *library);
+  int (*unload_library)(uint64_t library);
+  int (*get_kernel)(uint64_t library, const char *name, uint64_t *kernel);
+  int (*set_kernel_attribute)(uint64_t kernel, int attribute, int value);
+  int (*get_kernel_attribute)(uint64_t kernel, int attribute, int *value);
+  int (*device_attribute)(int attribute, int *value);
+  int (*launch)(uint64_t kernel, const void *config, void **parameters);
+  int (*occupancy)(uint64_t kernel, int block_threads, uint64_t smem_bytes, int *blocks);
+} Callbacks;
+
+static Callbacks callbacks;
+
+#define CALL(name, ...) \
+  (callbacks.name ? callbacks.name(__VA_ARGS__) : CUDA_ERROR_INITIALIZATION)
+
+void cute_fa_sim_install(const Callbacks *table) { callbacks = *table; }
+
+/* Libraries and kernels. */
+
+int _cudaLibraryLoadData(void **library, const void *image, void *jit_options, void *jit_values,
+                         unsigned num_jit, void *options, void *values, unsigned num_options) {
+  uint64_t handle = 0;
+  int error = CALL(load_library, image, &handle);
+  *library = (void *)handle;
+  return error;
+}
+
+int _cudaLibraryUnload(void *library) { return CALL(unload_library, (uint64_t)library); }
+
+int _cudaLibraryGetKernel(void **kernel, void *library, const char *name) {
+  uint64_t handle = 0;
+  int error = CALL(get_kernel, (uint64_t)library, name, &handle);
+  *kernel = (void *)handle;
+  return error;
+}
+
+int _cudaFuncSetAttribute(void *kernel, int attribute, int value) {
+  return CALL(set_kernel_attribute, (uint64_t)kernel, attribute, value);
+}
+
+int _cudaKernelSetAttributeForDevice(void *kernel, int attribute, int value, int device) {
+  if (device != 0) return CUDA_ERROR_INVALID_DEVICE;
+  return CALL(set_kernel_attribute, (uint64_t)kernel, attribute, value);
+}
+
+int _cuKernelGetAttribute(int *value, int attribute, void *kernel, int device) {
+  return CALL(get_kernel_attribute, (uint64_t)kernel, attribute, value);
+}
+
+int _cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *kernel, int block_threads,
+                                                   size_t smem_bytes) {
+  return CALL(occupancy, (uint64_t)kernel, block_threads, smem_bytes, blocks);
+}
+
+/* Devices: there is one, number 0. */
+
+int _cudaGetDevice(int *device) { *device = 0; return CUDA_SUCCESS; }
+int _cudaSetDevice(int device) { return device == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE; }
+int _cudaGetDeviceCount(int *count) { *count = 1; return CUDA_SUCCESS; }
+int _cuDeviceGet(int *device, int ordinal) { *device = 0; return _cudaSetDevice(ordinal); }
+
+int _cudaDeviceGetAttribute(int *value, int attribute, int device) {
+  if (device != 0) return CUDA_ERROR_INVALID_DEVICE;
+  return CALL(device_attribute, attribute, value);
+}
+
+/* Launches run to completion before they return, so there is nothing to wait for. */
+
+int _cudaLaunchKernelEx(const void *config, void *kernel, void **parameters) {
+  return CALL(launch, (uint64_t)kernel, config, parameters);
+}
+
+int _cudaDeviceSynchronize(void) { return CUDA_SUCCESS; }
+int _cudaStreamSynchronize(void *stream) { return CUDA_SUCCESS; }
+int _cudaGetLastError(void) { return CUDA_SUCCESS; }
+
+/* Device memory is host memory. */
+
+int _cudaMemcpy(void *to, const void *from, size_t bytes, int kind) {
+  memmove(to, from, bytes);
+  return CUDA_SUCCESS;
+}
+
+int _cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *stream) {
+  return _cudaMemcpy(to, from, bytes, kind);
+}
+
+int _cudaMemset(void *to, int value, size_t bytes) { memset(to, value, bytes); return CUDA_SUCCESS; }
+
+int _cudaMemsetAsync(void *to, int value, size_t bytes, void *stream) {
+  return _cudaMemset(to, value, bytes);
+}
+
+/* Error reporting. */
+
+const char *cuda_dialect_get_error_name(int error) {
+  switch (error) {
+    case CUDA_SUCCESS: return "cudaSuccess";
+    case CUDA_ERROR_INVALID_VALUE: return "cudaErrorInvalidValue";
+    case CUDA_ERROR_INITIALIZATION: return "cudaErrorInitializationError";
+    case 9: return "cudaErrorInvalidConfiguration";
+    case CUDA_ERROR_INVALID_DEVICE: return "cudaErrorInvalidDevice";
+    case 209: return "cudaErrorNoKernelImageForDevice";
+    case 500: return "cudaErrorSymbolNotFound";
+    case 719: return "cudaErrorLaunchFailure";
+    case 801: return "cudaErrorNotSupported";
+    default: return "cudaErrorUnknown";
+  }
+}
+
+void cuda_dialect_print_on_error(int error) {
+  if (error != CUDA_SUCCESS) fprintf(stderr, "%s\n", cuda_dialect_get_error_name(error));
+}
+
+/* The legacy host code asserts where it has no way to return the code; the launch itself returns
+ * it, and Python raises what the callback kept. */
+void cuda_dialect_assert_success(int error) { cuda_dialect_print_on_error(error); }
+
+/* TVM-FFI host functions. */
+
+typedef void (*SetError)(const char *kind, const char *message);
+typedef void (*SetErrorParts)(const char *kind, const char **parts, int32_t num_parts);
+
+static void format_code(char *message, size_t size, int error) {
+  snprintf(message, size, "CUDA Error Code: %d", error);
+}
+
+/* *state is a word of the module, 0 until its library is loaded and its kernels are looked up.
+ * The Python side lets one host function run at a time, so two threads do not race here. */
+int cuda_dialect_init_library_once(void **state, int (*init)(void **),
+                                   int (*load_to_device)(void **, int), SetError set_error) {
+  if (*state) return CUDA_SUCCESS;
+  void *library = NULL;
+  int error = init(&library);
+  if (!error) error = load_to_device(&library, 0);
+  if (error) {
+    char message[64];
+    format_code(message, sizeof message, error);
+    set_error("CUDADialectError", message);
+    return error;
+  }
+  *state = library;
+  return CUDA_SUCCESS;
+}
+
+/* Runs as a destructor of the module, possibly after Python: nothing is held that needs freeing. */
+void cuda_dialect_unload_library_once(void **state) { *state = NULL; }
+
+void CuteDSLRT_TVMFFISetRaisedCudaError(SetErrorParts set_error, int32_t error) {
+  char message[64];
+  format_code(message, sizeof message, error);
+  const char *parts[] = {message};
+  set_error("CUDADialectError", parts, 1);
+}
+
+void CuteDSLRT_TVMFFISetRaisedCudaLaunchError(
+    SetErrorParts set_error, int32_t grid_x, int32_t grid_y, int32_t grid_z, int32_t block_x,
+    int32_t block_y, int32_t block_z, int32_t block_threads, int64_t dynamic_smem, int32_t device,
+    int32_t max_threads, int32_t max_block_x, int32_t max_block_y, int32_t max_block_z,
+    int32_t max_grid_x, int32_t max_grid_y, int32_t max_grid_z, int32_t max_smem,
+    int32_t max_smem_optin, const char *violation, const char *source_file, int32_t source_line,
+    int32_t source_col, int32_t source_end_col) {
+  char message[1024];
+  snprintf(message, sizeof message,
+           "CUDA Error Code: 9; kind=cuda_launch; error_name=cudaErrorInvalidConfiguration; "
+           "grid=%d,%d,%d; block=%d,%d,%d; block_threads=%d; dynamic_smem_bytes=%lld; device=%d; "
+           "max_threads_per_block=%d; max_block_dim=%d,%d,%d; max_grid_dim=%d,%d,%d; "
+           "max_shared_mem_per_block_bytes=%d; max_shared_mem_per_block_optin_bytes=%d; "
+           "violation=%s; source_file=%s; source_line=%d; source_col=%d; source_end_col=%d",
+           grid_x, grid_y, grid_z, block_x, block_y, block_z, block_threads,
+           (long long)dynamic_smem, device, max_threads, max_block_x, max_block_y, max_block_z,
+           max_grid_x, max_grid_y, max_grid_z, max_smem, max_smem_optin, violation, source_file,
+           source_line, source_col, source_end_col);
+  const char *parts[] = {message};
+  set_error("CUDADialectError", parts, 1);
+}
