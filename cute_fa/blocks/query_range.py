@@ -1,4 +1,4 @@
-"""Which query tiles see a K/V block: `block_range` read the other way, for loops with K/V outside."""
+"""Which query tiles see a K/V block: ``block_range`` read the other way, for K/V outer loops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def query_blocks(
     """Half-open run of the blocks of ``tile_m`` rows that see some of K/V block ``n_block``.
 
     Neighbouring rows' bands touch or overlap, so these are one run, and exactly the row tiles whose
-    `key_blocks` include ``n_block``. ``n_block`` must lie within Sk.
+    ``key_blocks`` include ``n_block``. ``n_block`` must lie within Sk.
     """
     zero = cutlass.Int32(0)
     first_col = n_block * tile_n

@@ -1,0 +1,287 @@
+"""Tile sizes and legality of the FA1 forward kernel; plain Python, no DSL.
+
+The paper (FlashAttention, Algorithm 1) sets Bc = ⌈M / 4d⌉ and Br = min(⌈M / 4d⌉, d) for an
+on-chip memory of M elements: a quarter of it each for Q, K, V and O. `pick_fwd` starts from these
+and says where the machine bends them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from cute_fa.errors import InvalidArgumentError, UnsupportedError
+from cute_fa.problem import MAX_HEAD_DIM, KernelVariant
+from cute_fa.target import KIB, Target
+
+DTYPES = ("float16", "bfloat16")
+ELEMENT_BYTES = 2
+F32_BYTES = 4
+WARP_THREADS = 32
+
+# mma.sync m16n8k16: a warp's slice of K/V columns is the k extent of P V, hence multiples of 16.
+MMA_M = 16
+MMA_K = 16
+
+# A thread holds tile_m · (tile_n / warps) / 32 fp32 scores, half of that again as packed P, and
+# tile_m · tile_dv / 32 fp32 of its warp's partial O: these caps leave both at 64 registers.
+MAX_SCORES_PER_THREAD = 64
+MAX_PARTIAL_O_PER_THREAD = 64
+
+MAX_TILE_N = 256
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A global-memory buffer that the kernel needs beside its outputs; arrives uninitialised."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Fa1FwdConfig:
+    """One FA1 forward kernel.
+
+    Attributes:
+        dtype: "float16" or "bfloat16", of Q, K, V and O.
+        head_dim, head_dim_v: D, Dv; multiples of 8, padded to 32 inside shared memory.
+        tile_m, tile_n: rows of Q (the paper's Br) and of K/V (Bc) per step.
+        tile_dv: columns of O that the warps combine at a time; a multiple of 32.
+        num_warps: each takes tile_n / num_warps columns of S and rows of V (sliced K).
+        is_causal, has_window_left, has_window_right, has_softcap: as in KernelVariant.
+        smem_limit_bytes: dynamic shared memory that one block of the target may have.
+    """
+
+    dtype: str
+    head_dim: int
+    head_dim_v: int
+    tile_m: int
+    tile_n: int
+    tile_dv: int
+    is_causal: bool = False
+    has_window_left: bool = False
+    has_window_right: bool = False
+    has_softcap: bool = False
+    num_warps: int = 4
+    smem_limit_bytes: int = 163 * KIB
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UnsupportedError(
+                "FA1 does not run this dtype", got=self.dtype, expected=" or ".join(DTYPES)
+            )
+        for name in ("head_dim", "head_dim_v"):
+            value = getattr(self, name)
+            if value < 8 or value % 8 or value > MAX_HEAD_DIM:
+                raise UnsupportedError(
+                    f"FA1 does not run this {name}",
+                    got=value,
+                    expected=f"a multiple of 8 from 8 to {MAX_HEAD_DIM}",
+                )
+        if self.is_causal and self.has_window_right:
+            raise InvalidArgumentError(
+                "a causal kernel already bounds the right of the window",
+                got="is_causal and has_window_right",
+                expected="one of them",
+            )
+        self._check_tiles()
+        if self.smem_bytes > self.smem_limit_bytes:
+            raise InvalidArgumentError(
+                "FA1 tiles do not fit into shared memory",
+                got=f"{self.smem_bytes} bytes: {self._smem_arithmetic()}",
+                expected=f"at most {self.smem_limit_bytes} bytes",
+                fix="use a smaller tile_m or tile_n",
+            )
+
+    def _check_tiles(self) -> None:
+        multiples = (
+            ("tile_m", self.tile_m, max(MMA_M, self.copy_rows, self.copy_rows_v)),
+            ("tile_n", self.tile_n, self.num_warps * MMA_K),
+            ("tile_n", self.tile_n, max(self.copy_rows, self.copy_rows_v)),
+            ("head_dim_v padded", self.head_dim_v_padded, self.tile_dv),
+            ("tile_dv", self.tile_dv, 32),
+            ("tile_m", self.tile_m, self.update_rows),
+        )
+        for name, value, step in multiples:
+            if value < step or value % step:
+                raise InvalidArgumentError(
+                    f"{name} does not tile", got=value, expected=f"a positive multiple of {step}"
+                )
+        if self.tile_m > self.num_threads:
+            raise InvalidArgumentError(
+                "tile_m has more rows than threads that own their statistics",
+                got=self.tile_m,
+                expected=f"at most {self.num_threads}",
+            )
+        scores = self.tile_m * self.slice_n // WARP_THREADS
+        if scores > MAX_SCORES_PER_THREAD:
+            raise InvalidArgumentError(
+                "a warp's score slice does not fit into registers",
+                got=f"tile_m {self.tile_m} × slice_n {self.slice_n} / 32 = {scores} per thread",
+                expected=f"at most {MAX_SCORES_PER_THREAD}",
+                fix="use a smaller tile_m or tile_n",
+            )
+        partial = self.tile_m * self.tile_dv // WARP_THREADS
+        if partial > MAX_PARTIAL_O_PER_THREAD:
+            raise InvalidArgumentError(
+                "a warp's partial O does not fit into registers",
+                got=f"tile_m {self.tile_m} × tile_dv {self.tile_dv} / 32 = {partial} per thread",
+                expected=f"at most {MAX_PARTIAL_O_PER_THREAD}",
+                fix="use a smaller tile_m or tile_dv",
+            )
+
+    # -- derived sizes
+
+    @property
+    def num_threads(self) -> int:
+        return self.num_warps * WARP_THREADS
+
+    @property
+    def slice_n(self) -> int:
+        """Columns of S, rows of V, that one warp takes."""
+        return self.tile_n // self.num_warps
+
+    @property
+    def head_dim_padded(self) -> int:
+        return _round_up(self.head_dim, 32)
+
+    @property
+    def head_dim_v_padded(self) -> int:
+        return _round_up(self.head_dim_v, 32)
+
+    @property
+    def copy_rows(self) -> int:
+        """Rows of Q or K that all threads copy at once, 16 bytes each."""
+        return self.num_threads * 8 // smem_row_chunk(self.head_dim_padded)
+
+    @property
+    def copy_rows_v(self) -> int:
+        """Rows of V that all threads copy at once."""
+        return self.num_threads * 8 // smem_row_chunk(self.head_dim_v_padded)
+
+    @property
+    def update_rows(self) -> int:
+        """Rows of O that all threads update at once, four fp32 each."""
+        return self.num_threads * 4 // self.tile_dv
+
+    @property
+    def partial_o_stride(self) -> int:
+        """fp32 elements between rows of a warp's partial O in shared memory; the 8 of padding
+        put the rows that one store touches into different banks."""
+        return self.tile_dv + 8
+
+    @property
+    def _partial_o_elements(self) -> int:
+        """(num_warps, tile_m, tile_dv) with that row stride; the last row needs no padding."""
+        rows = self.num_warps * self.tile_m
+        return (rows - 1) * self.partial_o_stride + self.tile_dv
+
+    @property
+    def smem_parts(self) -> dict[str, int]:
+        """Bytes of each shared-memory array, in the order of the kernel's storage."""
+        return {
+            "Q": self.tile_m * self.head_dim_padded * ELEMENT_BYTES,
+            "K": self.tile_n * self.head_dim_padded * ELEMENT_BYTES,
+            "V": self.tile_n * self.head_dim_v_padded * ELEMENT_BYTES,
+            "partial O": self._partial_o_elements * F32_BYTES,
+            "warp row max": self.num_warps * self.tile_m * F32_BYTES,
+            "warp row sum": self.num_warps * self.tile_m * F32_BYTES,
+            "scale of old O": self.tile_m * F32_BYTES,
+            "scale of new O": self.tile_m * F32_BYTES,
+        }
+
+    @property
+    def smem_bytes(self) -> int:
+        return sum(self.smem_parts.values())
+
+    def _smem_arithmetic(self) -> str:
+        return " + ".join(f"{name} {size}" for name, size in self.smem_parts.items())
+
+    def workspace(self, batch: int, seqlen_q: int, heads_q: int) -> tuple[Workspace, ...]:
+        """O unrounded but normalised, m in log2 units and l, as the outer loop leaves them."""
+        stats = (batch, heads_q, seqlen_q)
+        return (
+            Workspace("o_accum", (batch, seqlen_q, heads_q, self.head_dim_v), "float32"),
+            Workspace("row_max", stats, "float32"),
+            Workspace("row_sum", stats, "float32"),
+        )
+
+    def with_tiles(self, tile_m: int, tile_n: int, tile_dv: int = 32) -> Fa1FwdConfig:
+        """The same kernel with other tiles: what the paper's Θ(N²d²/M) is measured with."""
+        return replace(self, tile_m=tile_m, tile_n=tile_n, tile_dv=tile_dv)
+
+
+def smem_row_chunk(head_dim_padded: int) -> int:
+    """Elements of a row that one swizzle atom spans: 128 bytes where the row allows it."""
+    return 64 if head_dim_padded % 64 == 0 else 32
+
+
+def paper_tiles(head_dim: int, smem_bytes: int) -> tuple[int, int]:
+    """(Br, Bc) of Algorithm 1, line 1, for 2-byte elements."""
+    elements = smem_bytes // ELEMENT_BYTES
+    bc = -(-elements // (4 * head_dim))
+    return min(bc, head_dim), bc
+
+
+def pick_fwd(variant: KernelVariant, target: Target) -> Fa1FwdConfig:
+    """The FA1 kernel for a variant on a target.
+
+    From the paper's (Br, Bc) with d the larger padded head dim:
+    tile_n is Bc rounded down to a multiple of 64 (16 columns for each of 4 warps), from 64 to 256;
+    tile_m is Br rounded down so that scores and partial O stay in registers. Where Q, K, V and the
+    warps' fp32 partial O (four times the paper's O) exceed shared memory, tile_m gives way first:
+    it decides nothing about HBM traffic, tile_n does.
+
+    Raises:
+        UnsupportedError: dtype or head dims that FA1 does not serve.
+    """
+    if variant.dtype not in DTYPES:
+        raise UnsupportedError(
+            "FA1 does not run this dtype",
+            got=variant.dtype,
+            expected=" or ".join(DTYPES),
+            fix="convert q, k and v to bfloat16 or float16",
+        )
+    dim = max(_round_up(variant.head_dim, 32), _round_up(variant.head_dim_v, 32))
+    br, bc = paper_tiles(dim, target.smem_per_block_bytes)
+    largest_n = min(max(64, bc // 64 * 64), MAX_TILE_N)
+    candidates = (
+        (tile_m, tile_n, tile_dv)
+        for tile_n in range(largest_n, 0, -64)
+        for tile_m in (64, 32, 16)
+        for tile_dv in (64, 32)
+        if tile_m <= max(br, 32)
+    )
+    for tiles in candidates:
+        try:
+            return _make(variant, target, *tiles)
+        except InvalidArgumentError:
+            continue
+    raise UnsupportedError(
+        "no FA1 tile fits this target",
+        got=f"head_dim {variant.head_dim}, head_dim_v {variant.head_dim_v} on {target.arch}",
+        expected=f"tiles within {target.smem_per_block_bytes} bytes of shared memory",
+    )
+
+
+def _make(
+    variant: KernelVariant, target: Target, tile_m: int, tile_n: int, tile_dv: int
+) -> Fa1FwdConfig:
+    return Fa1FwdConfig(
+        dtype=variant.dtype,
+        head_dim=variant.head_dim,
+        head_dim_v=variant.head_dim_v,
+        tile_m=tile_m,
+        tile_n=tile_n,
+        tile_dv=tile_dv,
+        is_causal=variant.causal,
+        has_window_left=variant.has_window_left,
+        has_window_right=variant.has_window_right,
+        has_softcap=variant.has_softcap,
+        smem_limit_bytes=target.smem_per_block_bytes,
+    )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
