@@ -1,0 +1,70 @@
+"""Which register, variable or label a name means at one place of a kernel.
+
+Inline assembly opens ``{ }`` scopes and declares the same names (``P1``, ``DONE``) in each of
+them, so a name inside scope 3 becomes ``P1@3`` and every name of a kernel is unique.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from cute_fa.ptx.operands import Operand
+
+_NUMBERED = re.compile(r"(.*?)(0|[1-9]\d*)\Z")
+
+
+@dataclass(eq=False)
+class Scope:
+    """One ``{ }`` level of a kernel.
+
+    Attributes:
+        number: 0 for the kernel's own body, then counting up over the kernel.
+        names: unique name of each register and variable declared here.
+        families: (type, count) of each ``%r<100>``; members enter ``names`` on first use, so
+            that a kernel's registers are the ones it has a use for.
+        labels: unique name of each label that stands here.
+        operands: parsed operands by their text: most operands of a kernel recur.
+    """
+
+    number: int
+    parent: Scope | None
+    families: dict[str, tuple[str, int]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    operands: dict[str, Operand] = field(default_factory=dict)
+
+    def unique(self, name: str) -> str:
+        """How ``name`` is called when it is declared in this scope."""
+        return f"{name}@{self.number}" if self.number else name
+
+    def label(self, name: str) -> str | None:
+        """The unique name of the innermost visible label ``name``."""
+        scope: Scope | None = self
+        while scope is not None:
+            found = scope.labels.get(name)
+            if found is not None:
+                return found
+            scope = scope.parent
+        return None
+
+    def resolve(self, name: str, registers: dict[str, str]) -> str | None:
+        """The unique name of the innermost visible register or variable ``name``.
+
+        The first use of a member of a family enters it in ``registers``.
+        """
+        numbered = None
+        scope: Scope | None = self
+        while scope is not None:
+            found = scope.names.get(name)
+            if found is not None:
+                return found
+            if scope.families:
+                numbered = numbered or _NUMBERED.match(name)
+                family = scope.families.get(numbered.group(1)) if numbered else None
+                if family is not None and numbered and int(numbered.group(2)) < family[1]:
+                    unique = scope.names[name] = scope.unique(name)
+                    registers[unique] = family[0]
+                    return unique
+            scope = scope.parent
+        return None
