@@ -1,0 +1,76 @@
+"""FlashAttention-2 (2023), Algorithm 1, in plain PyTorch: Q blocks outside, K/V blocks inside.
+
+Beside ``fa1``, three things change, and they are the paper's: O stays on the chip and is divided by
+l once, at the end, instead of after every step; only the log-sum-exp is kept, not m and l; and the
+outer loop's rounds are independent, so that each can be a thread block of its own. The inner loop
+goes from right to left as the kernel's does, which changes nothing but roundings.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cute_fa.reference.dense import Window, visible_mask
+
+NEG_INF = float("-inf")
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Window = (-1, -1),
+    softcap: float = 0.0,
+    tile_m: int = 128,
+    tile_n: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """Attention and its log-sum-exp by FA2's loop; arguments and results as ``fa1.forward``."""
+    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    seqlen_q, seqlen_k, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    visible = visible_mask(
+        seqlen_q, seqlen_k, causal=causal, window_size=window_size, device=q.device
+    )
+    mQ = q.transpose(1, 2).to(compute)  # (B, Hq, Sq, D)
+    mK = k.transpose(1, 2).to(compute).repeat_interleave(groups, dim=1)  # (B, Hq, Sk, D)
+    mV = v.transpose(1, 2).to(compute).repeat_interleave(groups, dim=1)  # (B, Hq, Sk, Dv)
+    out = mQ.new_empty(*mQ.shape[:-1], v.shape[-1])  # (B, Hq, Sq, Dv)
+    lse = mQ.new_empty(mQ.shape[:-1])  # (B, Hq, Sq)
+
+    for m_start in range(0, seqlen_q, tile_m):
+        rows = slice(m_start, m_start + tile_m)
+        Q = mQ[:, :, rows]  # (B, Hq, M, D)
+        acc_O = torch.zeros_like(out[:, :, rows])  # (B, Hq, M, Dv), not normalised
+        row_max = Q.new_full(Q.shape[:-1], NEG_INF)  # (B, Hq, M)
+        row_sum = Q.new_zeros(Q.shape[:-1])  # (B, Hq, M)
+        for n_start in reversed(range(0, seqlen_k, tile_n)):
+            columns = slice(n_start, n_start + tile_n)
+            seen = visible[rows, columns]  # (M, N)
+            if not seen.any():
+                continue
+            # S = τ Q Kᵀ   (M, N) = (M, D) @ (D, N)
+            S = scale * (Q @ mK[:, :, columns].mT)
+            if softcap > 0.0:
+                S = softcap * torch.tanh(S / softcap)
+            S = S.masked_fill(~seen, NEG_INF)
+
+            # m' = max(m, rowmax S);  P = exp(S − m');  l' = e^(m − m') l + rowsum P
+            new_max = torch.maximum(row_max, S.amax(dim=-1))
+            anchor = torch.where(new_max == NEG_INF, 0.0, new_max)  # −inf − (−inf) is no number
+            rescale = torch.exp(row_max - anchor)
+            P = torch.exp(S - anchor[..., None])
+            row_sum = rescale * row_sum + P.sum(dim=-1)
+            row_max = new_max
+
+            # O ← e^(m − m') O + P V   (M, Dv) = (M, N) @ (N, Dv)
+            acc_O = rescale[..., None] * acc_O + P.to(q.dtype).to(compute) @ mV[:, :, columns]
+
+        inverse = torch.where(row_sum == 0.0, 1.0, 1.0 / row_sum)
+        out[:, :, rows] = inverse[..., None] * acc_O
+        lse[:, :, rows] = row_max + torch.log(row_sum)  # −inf + −inf where nothing was seen
+
+    return out.transpose(1, 2).to(q.dtype), lse
