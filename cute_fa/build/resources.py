@@ -99,10 +99,10 @@ def occupancy(target: Target, threads: int, registers: int, smem_bytes: int) -> 
     per_warp = _round_up(registers, _REGISTERS_PER_THREAD_UNIT) * _WARP
     smem = _round_up(smem_bytes, _SMEM_UNIT) + target.smem_reserved_per_block_bytes
     limits = {
-        "shared memory": target.smem_per_sm_bytes // smem,
-        "registers": target.registers_per_sm // per_warp // warps if per_warp else 2**31,
         "threads": target.max_threads_per_sm // (warps * _WARP),
         "CTAs": _MAX_CTAS[target.compute_capability],
+        "shared memory": target.smem_per_sm_bytes // smem,
+        "registers": target.registers_per_sm // per_warp // warps if per_warp else 2**31,
     }
     name = min(limits, key=lambda limit: limits[limit])
     return limits[name], name

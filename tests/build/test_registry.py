@@ -1,0 +1,134 @@
+"""The registry: who serves what, why not, and what would."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cute_fa.build import registry
+from cute_fa.build.registry import KERNELS, KernelEntry, can_run, choose_generation, find
+from cute_fa.errors import InvalidArgumentError, UnsupportedError
+from cute_fa.problem import AttentionProblem
+from cute_fa.target import TARGETS
+
+
+def problem(**changes: Any) -> AttentionProblem:
+    fields: dict[str, Any] = {
+        "batch": 2,
+        "seqlen_q": 100,
+        "seqlen_k": 130,
+        "heads_q": 4,
+        "heads_k": 2,
+        "head_dim": 64,
+        "head_dim_v": 64,
+        "dtype": "bfloat16",
+    }
+    return AttentionProblem(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("arch", TARGETS)
+@pytest.mark.parametrize("generation", ["fa1", "fa2"])
+@pytest.mark.parametrize("head_dim", [8, 64, 128, 256])
+def test_both_rungs_serve_every_arch(generation: str, arch: str, head_dim: int) -> None:
+    support = can_run(problem(head_dim=head_dim, head_dim_v=head_dim), arch, generation)
+    assert support, support.reason
+    assert support.generation == generation and support.alternatives == ()
+
+
+def test_auto_is_the_newest_generation_and_never_fa1() -> None:
+    assert choose_generation(problem(), "sm_80") == "fa2"
+    assert can_run(problem(), "sm_100a").generation == "fa2"
+
+
+def test_auto_prefers_a_newer_rung_where_it_exists_and_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    newer = KernelEntry(
+        generation="fa3",
+        direction="fwd",
+        archs=("sm_90a",),
+        kernel="none:none",
+        arguments="none:none",
+        pick="tiny_config:pick_wide",
+        sources=(),
+        summary="",
+        features=(),
+    )
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "kernels"))
+    monkeypatch.setattr(registry, "KERNELS", (*KERNELS, newer))
+    wide = problem(head_dim=128, head_dim_v=128)
+    assert choose_generation(wide, "sm_90a") == "fa3"
+    assert choose_generation(wide, "sm_80") == "fa2"
+    assert choose_generation(problem(), "sm_90a") == "fa2"
+    with pytest.raises(UnsupportedError, match="only D 128") as caught:
+        choose_generation(problem(), "sm_90a", "fa3")
+    assert caught.value.alternatives == ("fa1", "fa2")
+
+
+def test_a_dtype_that_no_kernel_serves_is_explained() -> None:
+    support = can_run(problem(dtype="float8_e4m3fn"), "sm_80")
+    assert not support and "float8_e4m3fn" in support.reason
+    assert support.alternatives == ()
+    with pytest.raises(UnsupportedError, match="no generation serves this problem on sm_80"):
+        choose_generation(problem(dtype="float8_e4m3fn"), "sm_80")
+
+
+def test_a_generation_that_is_not_built_names_those_that_are() -> None:
+    support = can_run(problem(), "sm_90a", "fa3")
+    assert not support.ok and support.alternatives == ("fa1", "fa2")
+    with pytest.raises(UnsupportedError, match="no fa2 bwd kernel"):
+        find("fa2", "bwd")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("fa9",), "unknown generation"), (("fa2", "sideways"), "unknown direction")],
+)
+def test_names_that_do_not_exist(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        find(*arguments)
+
+
+def test_an_unknown_config_field_lists_the_known_ones() -> None:
+    entry = find("fa2")
+    with pytest.raises(InvalidArgumentError, match=r"tile_q: no such field(.|\n)*tile_m"):
+        entry.config(problem().variant, TARGETS["sm_80"], {"tile_q": 64})
+
+
+def test_an_override_changes_the_config() -> None:
+    entry = find("fa2")
+    target = TARGETS["sm_80"]
+    usual = entry.config(problem().variant, target, {})
+    changed = entry.config(problem().variant, target, {"tile_n": usual.tile_n // 2})
+    assert changed.tile_n == usual.tile_n // 2 and changed.tile_m == usual.tile_m
+
+
+def test_every_kernel_and_its_arguments_exist() -> None:
+    for entry in KERNELS:
+        for name in (entry.kernel, entry.arguments, entry.pick):
+            assert callable(registry.load(name)), name
+
+
+def test_asking_the_registry_loads_neither_torch_nor_the_dsl() -> None:
+    program = (
+        "import sys\n"
+        "from cute_fa import AttentionProblem, can_run\n"
+        "p = AttentionProblem(1, 8, 8, 1, 1, 64, 64, 'float16')\n"
+        "assert all(can_run(p, 'sm_80', g).ok for g in ('fa1', 'fa2', 'auto'))\n"
+        "print(*(m for m in ('torch', 'cutlass', 'numpy', 'tvm_ffi') if m in sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == ""
+
+
+def test_the_table_has_a_row_per_kernel_of_json_values() -> None:
+    rows = json.loads(json.dumps(registry.rows()))
+    assert [row["generation"] for row in rows] == [entry.generation for entry in KERNELS]
+    assert all(row["archs"] and row["features"] and row["summary"] for row in rows)
