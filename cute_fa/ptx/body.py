@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from cute_fa.ptx.declarations import declare_variables
 from cute_fa.ptx.module import Guard, Instr, Variable
-from cute_fa.ptx.operand_parser import OperandError, parse_operand, split_operands
+from cute_fa.ptx.operand_parser import OperandError, parse_operands
 from cute_fa.ptx.operands import Operand, Symbol
 from cute_fa.ptx.scope import Scope
 from cute_fa.ptx.syntax import Source
@@ -227,17 +227,11 @@ class _BodyParser:
         opcode, parts = self.opcodes.get(written) or self._opcode(written)
         guard = self._guard(negated, guard_name, at) if guard_name else None
         scope = self.scope
-        known = scope.operands
         operands: list[Operand] = []
         rest = text[found.end() :].strip()
         if rest:
             try:
-                for piece in split_operands(rest):
-                    operand = known.get(piece)
-                    if operand is None:
-                        operand = parse_operand(piece, scope, self.body.registers)
-                        known[piece] = operand
-                    operands.append(operand)
+                operands = parse_operands(rest, scope, self.body.registers)
             except OperandError as error:
                 raise self._operand_error(error, text, at, found.end()) from None
         instructions = self.instructions
@@ -274,7 +268,10 @@ class _BodyParser:
             raise self.source.error(
                 where, f"{name} is no predicate", expected="a register declared .pred"
             )
-        return self.guards.setdefault((negated, unique), Guard(unique, bool(negated)))
+        guard = self.guards.get((negated, unique))
+        if guard is None:
+            guard = self.guards[negated, unique] = Guard(unique, bool(negated))
+        return guard
 
     def _not_an_instruction(self, text: str, at: int) -> Exception:
         if text[0] == "@" and re.fullmatch(r"@\s*!?\s*[%$\w]+\s*", text):

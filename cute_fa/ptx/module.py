@@ -49,9 +49,9 @@ class Guard:
         return f"@{'!' if self.negated else ''}{self.reg}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Instr:
-    """One instruction.
+    """One instruction; never changed once made (frozen would double the time to parse).
 
     Attributes:
         index: its place in ``Kernel.body``.

@@ -29,6 +29,8 @@ _ADDRESS = re.compile(
     (?:,\s*(?P<coords>.+?)\s*)?\]\Z""",
     re.X | re.S,
 )
+# What compilers write nearly always: [%rd4], [%rd4+16], [%rd4+-16].
+_PLAIN_ADDRESS = re.compile(r"\[(%\w+)(?:\+(-?(?:0|[1-9]\d*)))?\]\Z")
 _INTEGER = re.compile(r"(-?)\s*(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?\Z")
 _FLOAT_BITS = re.compile(r"(-?)\s*0(?:[fF]([0-9a-fA-F]{8})|[dD]([0-9a-fA-F]{16}))\Z")
 _DECIMAL = re.compile(
@@ -40,6 +42,8 @@ _PIECE = re.compile(
                | \{ [^{}]* \} | \( [^()]* \) )+ )(,|\Z)""",
     re.X,
 )
+# Operands without brackets, a blank after each comma: nothing to strip.
+_PLAIN = re.compile(r"[^\s\[{(]*(?:, [^\s\[{(]+)*\Z")
 _BRACKETS = re.compile(r"[\[{(]")
 
 # PTX ISA section 10.
@@ -65,40 +69,56 @@ class OperandError(Exception):
         self.expected = expected
 
 
-def split_operands(text: str) -> list[str]:
-    """``text`` cut at its outermost commas, each piece stripped."""
+def parse_operands(text: str, scope: Scope, registers: dict[str, str]) -> list[Operand]:
+    """The operands of ``text``, split at its outermost commas.
+
+    ``registers`` gains the registers that are named for the first time.
+
+    Raises:
+        OperandError: a piece is no operand, or names a register that is not declared.
+    """
+    known = scope.operands
+    operands = []
+    for piece in text.split(", ") if _PLAIN.match(text) else _split(text):
+        operand = known.get(piece)
+        if operand is None:
+            operand = known[piece] = parse_operand(piece.strip(), scope, registers)
+        operands.append(operand)
+    return operands
+
+
+def _split(text: str) -> list[str]:
     if not _BRACKETS.search(text):
-        return [piece.strip() for piece in text.split(",")]
+        return text.split(",")
     pieces = []
     at = 0
     while True:
         found = _PIECE.match(text, at)
         if found is None:
             raise OperandError(text[at:].strip() or text, "operands are not well-formed")
-        pieces.append(found.group(1).strip())
+        pieces.append(found.group(1))
         at = found.end()
         if found.group(2) != ",":
             return pieces
 
 
 def parse_operand(text: str, scope: Scope, registers: dict[str, str]) -> Operand:
-    """One operand; ``registers`` gains the registers that are named for the first time.
-
-    Raises:
-        OperandError: the text is no operand, or names a register that is not declared.
-    """
+    """One operand; see parse_operands."""
     if not text:
         raise OperandError(",", "an operand is missing")
     first = text[0]
-    if first == "[":
+    if first == "%":
+        unique = scope.resolve(text, registers)
+        if unique in registers:
+            return Reg(unique)
+    elif first == "[":
         return _address(text, scope, registers)
-    if first in "{(":
+    elif first in "{(":
         closing = "}" if first == "{" else ")"
         if text[-1] != closing:
             raise OperandError(text, "operand is not well-formed", f"{first}…{closing}")
         inner = text[1:-1].strip()
-        items = split_operands(inner) if inner else []
-        return Vector(tuple(parse_operand(item, scope, registers) for item in items))
+        return Vector(tuple(parse_operands(inner, scope, registers)) if inner else ())
     if "|" in text:
         halves = [half.strip() for half in text.split("|")]
         if len(halves) != 2:
@@ -152,6 +172,15 @@ def _name(text: str, scope: Scope, registers: dict[str, str]) -> Operand:
 
 
 def _address(text: str, scope: Scope, registers: dict[str, str]) -> Operand:
+    plain = _PLAIN_ADDRESS.match(text)
+    if plain is not None:
+        name, offset = plain.groups()
+        known = scope.operands
+        register = known.get(name)
+        if register is None:
+            register = known[name] = parse_operand(name, scope, registers)
+        if isinstance(register, Reg):
+            return Address(register, int(offset) if offset else 0)
     found = _ADDRESS.match(text)
     if found is None:
         raise OperandError(text, "address is not well-formed", "[base], [base+offset]")

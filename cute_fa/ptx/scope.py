@@ -6,12 +6,11 @@ them, so a name inside scope 3 becomes ``P1@3`` and every name of a kernel is un
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 from cute_fa.ptx.operands import Operand
 
-_NUMBERED = re.compile(r"(.*?)(0|[1-9]\d*)\Z")
+_DIGITS = "0123456789"
 
 
 @dataclass(eq=False)
@@ -53,18 +52,19 @@ class Scope:
 
         The first use of a member of a family enters it in ``registers``.
         """
-        numbered = None
         scope: Scope | None = self
         while scope is not None:
             found = scope.names.get(name)
             if found is not None:
                 return found
             if scope.families:
-                numbered = numbered or _NUMBERED.match(name)
-                family = scope.families.get(numbered.group(1)) if numbered else None
-                if family is not None and numbered and int(numbered.group(2)) < family[1]:
-                    unique = scope.names[name] = scope.unique(name)
-                    registers[unique] = family[0]
-                    return unique
+                stem = name.rstrip(_DIGITS)
+                family = scope.families.get(stem)
+                if family is not None:
+                    digits = name[len(stem) :]
+                    if digits and (digits[0] != "0" or digits == "0") and int(digits) < family[1]:
+                        unique = scope.names[name] = scope.unique(name)
+                        registers[unique] = family[0]
+                        return unique
             scope = scope.parent
         return None
