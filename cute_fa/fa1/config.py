@@ -9,6 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from cute_fa.blocks.tiles import (
+    MMA_K,
+    MMA_M,
+    WARP_THREADS,
+    panel_columns,
+    round_up,
+    rows_per_copy,
+    tile_bytes,
+)
 from cute_fa.errors import InvalidArgumentError, UnsupportedError
 from cute_fa.problem import MAX_HEAD_DIM, KernelVariant
 from cute_fa.target import KIB, Target
@@ -16,11 +25,7 @@ from cute_fa.target import KIB, Target
 DTYPES = ("float16", "bfloat16")
 ELEMENT_BYTES = 2
 F32_BYTES = 4
-WARP_THREADS = 32
-
-# mma.sync m16n8k16: a warp's slice of K/V columns is the k extent of P V, hence multiples of 16.
-MMA_M = 16
-MMA_K = 16
+HEAD_DIM_PADDING = 32  # a panel of 32 columns is copied 32 rows at a time by 128 threads
 
 # A thread holds tile_m · (tile_n / warps) / 32 fp32 scores, half of that again as packed P, and
 # tile_m · tile_dv / 32 fp32 of its warp's partial O: these caps leave both at 64 registers.
@@ -96,11 +101,16 @@ class Fa1FwdConfig:
 
     def _check_tiles(self) -> None:
         multiples = (
-            ("tile_m", self.tile_m, max(MMA_M, self.copy_rows, self.copy_rows_v)),
+            # Q, K and V are copied in whole rounds of 16 bytes per thread.
+            ("tile_m", self.tile_m, rows_per_copy(self.num_threads, self.head_dim_padded)),
+            ("tile_n", self.tile_n, rows_per_copy(self.num_threads, self.head_dim_padded)),
+            ("tile_n", self.tile_n, rows_per_copy(self.num_threads, self.head_dim_v_padded)),
+            # A warp's slice of the keys is the n extent of S and the k extent of P V.
+            ("tile_m", self.tile_m, MMA_M),
             ("tile_n", self.tile_n, self.num_warps * MMA_K),
-            ("tile_n", self.tile_n, max(self.copy_rows, self.copy_rows_v)),
-            ("head_dim_v padded", self.head_dim_v_padded, self.tile_dv),
-            ("tile_dv", self.tile_dv, 32),
+            ("tile_dv", self.tile_dv, panel_columns(HEAD_DIM_PADDING)),
+            ("the padded head_dim_v", self.head_dim_v_padded, self.tile_dv),
+            ("fp32 of O per update, four per thread,", self.num_threads * 4, self.tile_dv),
             ("tile_m", self.tile_m, self.update_rows),
         )
         for name, value, step in multiples:
@@ -144,21 +154,11 @@ class Fa1FwdConfig:
 
     @property
     def head_dim_padded(self) -> int:
-        return _round_up(self.head_dim, 32)
+        return round_up(self.head_dim, HEAD_DIM_PADDING)
 
     @property
     def head_dim_v_padded(self) -> int:
-        return _round_up(self.head_dim_v, 32)
-
-    @property
-    def copy_rows(self) -> int:
-        """Rows of Q or K that all threads copy at once, 16 bytes each."""
-        return self.num_threads * 8 // smem_row_chunk(self.head_dim_padded)
-
-    @property
-    def copy_rows_v(self) -> int:
-        """Rows of V that all threads copy at once."""
-        return self.num_threads * 8 // smem_row_chunk(self.head_dim_v_padded)
+        return round_up(self.head_dim_v, HEAD_DIM_PADDING)
 
     @property
     def update_rows(self) -> int:
@@ -181,9 +181,9 @@ class Fa1FwdConfig:
     def smem_parts(self) -> dict[str, int]:
         """Bytes of each shared-memory array, in the order of the kernel's storage."""
         return {
-            "Q": self.tile_m * self.head_dim_padded * ELEMENT_BYTES,
-            "K": self.tile_n * self.head_dim_padded * ELEMENT_BYTES,
-            "V": self.tile_n * self.head_dim_v_padded * ELEMENT_BYTES,
+            "Q": tile_bytes(self.tile_m, self.head_dim_padded),
+            "K": tile_bytes(self.tile_n, self.head_dim_padded),
+            "V": tile_bytes(self.tile_n, self.head_dim_v_padded),
             "partial O": self._partial_o_elements * F32_BYTES,
             "warp row max": self.num_warps * self.tile_m * F32_BYTES,
             "warp row sum": self.num_warps * self.tile_m * F32_BYTES,
@@ -212,11 +212,6 @@ class Fa1FwdConfig:
         return replace(self, tile_m=tile_m, tile_n=tile_n, tile_dv=tile_dv)
 
 
-def smem_row_chunk(head_dim_padded: int) -> int:
-    """Elements of a row that one swizzle atom spans: 128 bytes where the row allows it."""
-    return 64 if head_dim_padded % 64 == 0 else 32
-
-
 def paper_tiles(head_dim: int, smem_bytes: int) -> tuple[int, int]:
     """(Br, Bc) of Algorithm 1, line 1, for 2-byte elements."""
     elements = smem_bytes // ELEMENT_BYTES
@@ -243,7 +238,7 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa1FwdConfig:
             expected=" or ".join(DTYPES),
             fix="convert q, k and v to bfloat16 or float16",
         )
-    dim = max(_round_up(variant.head_dim, 32), _round_up(variant.head_dim_v, 32))
+    dim = round_up(max(variant.head_dim, variant.head_dim_v), HEAD_DIM_PADDING)
     br, bc = paper_tiles(dim, target.smem_per_block_bytes)
     largest_n = min(max(64, bc // 64 * 64), MAX_TILE_N)
     candidates = (
@@ -281,7 +276,3 @@ def _make(
         has_softcap=variant.has_softcap,
         smem_limit_bytes=target.smem_per_block_bytes,
     )
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
