@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from cute_fa.ptx.declarations import declare_variables
 from cute_fa.ptx.module import Guard, Instr, Variable
-from cute_fa.ptx.operand_parser import OperandError, parse_operands
+from cute_fa.ptx.opcodes import CARRY, JUMPS, carries_in, carries_out, falls_through
+from cute_fa.ptx.operand_parser import MISSING, OperandError, parse_operands
 from cute_fa.ptx.operands import Operand, Symbol
 from cute_fa.ptx.scope import Scope
 from cute_fa.ptx.syntax import Source
@@ -31,17 +32,12 @@ _INSTRUCTION = re.compile(
     r"(?:@\s*(!?)\s*([%$\w]+)\s+)?([a-z_]\w*(?:\s*\.\w+(?:::\w+)*)*)(?=[\s\[{(]|\Z)", re.S
 )
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)")
-_REG = re.compile(r"\.reg\s+\.(v[248]\s+\.)?([a-z]+\d*(?:x\d+)?)\s+", re.S)
+_REG = re.compile(r"\.reg\s*\.(v[248]\s+\.)?([a-z]+\d*(?:x\d+)?)\s+", re.S)
 _REG_NAME = re.compile(r"([%$A-Za-z_][\w$]*)\s*(?:<\s*(\d+)\s*>)?\Z")
 _TABLE = re.compile(r"\.branchtargets\s+(.*)\Z", re.S)
+_NOTHING_BETWEEN = re.compile(r"[,\[{(]\s*(?=[,\]})]|\Z)|\s+(?=,)")
 _PRAGMA_TEXT = re.compile(r'"([^"]*)"')
 _VARIABLE_SPACES = ("shared", "local", "param", "global", "const")
-
-# Add-with-carry instructions hand their carry on in a register that no operand names
-# (PTX ISA section 9.7.2).
-CARRY = "%cc.cf"
-_CARRY_OPS = ("add", "sub", "mad")
-_CARRY_IN_OPS = ("addc", "subc", "madc")
 
 
 @dataclass(eq=False)
@@ -53,7 +49,7 @@ class Body:
     registers: dict[str, str] = field(default_factory=dict)
     branch_targets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     variables: list[Variable] = field(default_factory=list)
-    directives: dict[str, tuple[int, ...] | tuple[str, ...]] = field(default_factory=dict)
+    pragmas: list[str] = field(default_factory=list)
 
 
 def parse_body(source: Source, start: int) -> tuple[Body, int]:
@@ -65,16 +61,6 @@ def parse_body(source: Source, start: int) -> tuple[Body, int]:
     parser = _BodyParser(source)
     end = parser.run(start)
     return parser.body, end
-
-
-def carries_in(op: str) -> bool:
-    """Whether instructions called ``op`` read the carry flag."""
-    return op in _CARRY_IN_OPS
-
-
-def carries_out(parts: tuple[str, ...]) -> bool:
-    """Whether the instruction writes the carry flag: ``add.cc.s32``, ``addc.cc.u32`` …"""
-    return "cc" in parts[1:3]
 
 
 class _BodyParser:
@@ -135,9 +121,7 @@ class _BodyParser:
                     return at
                 self.scope = self.scope.parent
             else:
-                earlier = tuple(str(word) for word in self.body.directives.get("pragma", ()))
-                words = _PRAGMA_TEXT.findall(token.group("pragma"))
-                self.body.directives["pragma"] = (*earlier, *words)
+                self.body.pragmas += _PRAGMA_TEXT.findall(token.group("pragma"))
 
     def _unreadable(self, at: int) -> Exception:
         code = self.source.code
@@ -227,15 +211,15 @@ class _BodyParser:
         opcode, parts = self.opcodes.get(written) or self._opcode(written)
         guard = self._guard(negated, guard_name, at) if guard_name else None
         scope = self.scope
-        operands: list[Operand] = []
         rest = text[found.end() :].strip()
+        operands: list[Operand] = []
         if rest:
             try:
                 operands = parse_operands(rest, scope, self.body.registers)
             except OperandError as error:
                 raise self._operand_error(error, text, at, found.end()) from None
         instructions = self.instructions
-        if parts[0] in ("bra", "brx"):
+        if parts[0] in JUMPS:
             self.jumps.append((len(instructions), scope, at))
         instructions.append(
             Instr(
@@ -253,7 +237,7 @@ class _BodyParser:
     def _opcode(self, written: str) -> tuple[str, tuple[str, ...]]:
         opcode = "".join(written.split())
         parts = tuple(opcode.split("."))
-        if carries_in(parts[0]) or (parts[0] in _CARRY_OPS and carries_out(parts)):
+        if carries_in(parts) or carries_out(parts):
             self.body.registers[CARRY] = ".pred"
         self.opcodes[written] = opcode, parts
         return opcode, parts
@@ -284,13 +268,18 @@ class _BodyParser:
     def _operand_error(
         self, error: OperandError, text: str, at: int, operands_at: int
     ) -> Exception:
-        where = text.find(error.fragment, operands_at)
+        if error.fragment == MISSING:
+            pattern = _NOTHING_BETWEEN
+        else:
+            pattern = re.compile(rf"(?<![\w%$.]){re.escape(error.fragment)}(?![\w$])")
+        found = pattern.search(text, operands_at)
+        where = found.end() - len(error.fragment) if found else operands_at
         broken = text.find("\n", operands_at)
         fix = None
         if broken >= 0 and re.match(r"\s*(?:@|[a-z]\w*[.\s])", text[broken:]):
             fix = "if the instruction ends with its line, end it with ;"
         return self.source.error(
-            at + (where if where >= 0 else operands_at),
+            at + where,
             error.what,
             expected=error.expected,
             fix=fix,
@@ -310,12 +299,12 @@ class _BodyParser:
                 else operand
                 for operand in instr.operands
             )
+            if not any(isinstance(operand, Symbol) for operand in operands):
+                raise self.source.error(at, f"{instr.opcode} names no label")
             if operands != instr.operands:
                 instructions[index] = replace(instr, operands=operands)
-        ends = bool(instructions) and (
-            instructions[-1].guard is None and instructions[-1].op in ("ret", "exit", "bra", "trap")
-        )
-        if not ends or any(index == len(instructions) for index in body.labels.values()):
+        runs_off = not instructions or falls_through(instructions[-1])
+        if runs_off or any(index == len(instructions) for index in body.labels.values()):
             instructions.append(
                 Instr(len(instructions), "ret", ("ret",), None, (), closing_line, "ret", self.loc)
             )

@@ -8,10 +8,8 @@ from functools import cached_property
 from typing import overload
 
 from cute_fa.ptx.module import Instr, Kernel
+from cute_fa.ptx.opcodes import ENDS_THREAD, JUMPS, falls_through
 from cute_fa.ptx.operands import Symbol
-
-_ENDS_THREAD = ("ret", "exit", "trap")
-_JUMPS = ("bra", "brx")
 
 
 @dataclass(frozen=True)
@@ -84,11 +82,6 @@ def branch_targets(kernel: Kernel, instr: Instr) -> tuple[int, ...]:
     return ()
 
 
-def falls_through(instr: Instr) -> bool:
-    """Whether control may go on to the next instruction."""
-    return instr.guard is not None or instr.op not in (*_ENDS_THREAD, *_JUMPS)
-
-
 def basic_blocks(kernel: Kernel, splits_after: Callable[[Instr], bool] | None = None) -> Blocks:
     """Cut ``kernel``'s body at branch targets, after branches and after chosen instructions.
 
@@ -100,11 +93,11 @@ def basic_blocks(kernel: Kernel, splits_after: Callable[[Instr], bool] | None = 
     starts = {0}
     targets: dict[int, tuple[int, ...]] = {}
     for instr in body:
-        is_jump = instr.op in _JUMPS
+        is_jump = instr.op in JUMPS
         if is_jump:
             targets[instr.index] = branch_targets(kernel, instr)
             starts.update(targets[instr.index])
-        if is_jump or instr.op in _ENDS_THREAD or (splits_after and splits_after(instr)):
+        if is_jump or instr.op in ENDS_THREAD or (splits_after and splits_after(instr)):
             starts.add(instr.index + 1)
     starts.discard(len(body))
     ordered = sorted(starts)

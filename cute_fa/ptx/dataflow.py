@@ -1,101 +1,16 @@
 """Which registers an instruction writes and reads, and which are live where.
 
-PTX writes destinations first, but not every instruction has one, and some read what they
-write: the tables below hold the exceptions (PTX ISA section 9.7, by instruction).
+Which operands are destinations is in cute_fa.ptx.opcodes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cute_fa.ptx.body import CARRY, carries_in, carries_out
 from cute_fa.ptx.cfg import Blocks
 from cute_fa.ptx.module import Instr, Kernel
-from cute_fa.ptx.operands import (
-    Address,
-    Operand,
-    TensorAddress,
-    Vector,
-    register_names,
-)
-
-# Instructions whose first operand may be a register and yet is a source. Those that start with
-# an address (st, red, cp.async, mbarrier.init, tcgen05.mma, stmatrix …) need no entry: an
-# address is never written, and its registers are read.
-_NO_DESTINATION = frozenset(
-    {
-        "bar",
-        "barrier",
-        "bra",
-        "brkpt",
-        "brx",
-        "discard",
-        "exit",
-        "fence",
-        "griddepcontrol",
-        "membar",
-        "nanosleep",
-        "pmevent",
-        "prefetch",
-        "prefetchu",
-        "red",
-        "ret",
-        "setmaxnreg",
-        "st",
-        "stackrestore",
-        "stmatrix",
-        "sured",
-        "sust",
-        "trap",
-        "wgmma",
-    }
-)
-# Within families that are mixed: the second part decides.
-_NO_DESTINATION_FORMS = frozenset(
-    {
-        ("cp", "async"),
-        ("cp", "reduce"),
-        ("mbarrier", "init"),
-        ("mbarrier", "inval"),
-        ("mbarrier", "expect_tx"),
-        ("mbarrier", "complete_tx"),
-        ("multimem", "st"),
-        ("multimem", "red"),
-        ("multimem", "cp"),
-        ("tcgen05", "alloc"),
-        ("tcgen05", "commit"),
-        ("tcgen05", "cp"),
-        ("tcgen05", "dealloc"),
-        ("tcgen05", "mma"),
-        ("tcgen05", "relinquish_alloc_permit"),
-        ("tcgen05", "shift"),
-        ("tcgen05", "st"),
-        ("tensormap", "replace"),
-        ("wmma", "store"),
-    }
-)
-# bar.red, barrier.red and barrier.cta.red return a count or a predicate.
-_BARRIER_REDUCTION = "red"
-
-
-def destination_count(instr: Instr) -> int:
-    """How many leading operands of ``instr`` are written."""
-    parts = instr.parts
-    op = parts[0]
-    operands = instr.operands
-    if not operands or isinstance(operands[0], (Address, TensorAddress)):
-        return 0
-    if op in ("bar", "barrier"):
-        return 1 if _BARRIER_REDUCTION in parts[1:3] else 0
-    if op == "wgmma":
-        return 1 if parts[1] == "mma_async" else 0
-    if op == "call":
-        return 1 if isinstance(operands[0], Vector) else 0
-    if op in _NO_DESTINATION or parts[:2] in _NO_DESTINATION_FORMS:
-        return 0
-    if parts[:2] == ("tcgen05", "ld") and "red" in parts:
-        return 2
-    return 1
+from cute_fa.ptx.opcodes import CARRY, carries_in, carries_out, destination_count
+from cute_fa.ptx.operands import Operand, register_names
 
 
 def destinations(instr: Instr) -> tuple[Operand, ...]:
@@ -115,7 +30,7 @@ def defs(instr: Instr) -> tuple[str, ...]:
     written = dict.fromkeys(
         name for operand in destinations(instr) for name in register_names(operand)
     )
-    if instr.op in ("add", "sub", "mad", "addc", "subc", "madc") and carries_out(instr.parts):
+    if carries_out(instr.parts):
         written[CARRY] = None
     return tuple(written)
 
@@ -125,7 +40,7 @@ def uses(instr: Instr) -> tuple[str, ...]:
     read = dict.fromkeys(name for operand in sources(instr) for name in register_names(operand))
     if instr.guard is not None:
         read = {instr.guard.reg: None, **read}
-    if carries_in(instr.op):
+    if carries_in(instr.parts):
         read[CARRY] = None
     return tuple(read)
 

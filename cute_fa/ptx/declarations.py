@@ -15,7 +15,7 @@ _HEAD = re.compile(
     (?:\s*\.attribute\s*\([^)]*\))?
     (?:\s*\.align\s+(?P<align>\d+))?
     (?:\s*\.(?P<vector>v[248]))?
-    \s*\.(?P<type>[a-z]+(?P<bits>\d+)(?:x\d+)?)\s+""",
+    \s*\.(?P<type>[a-z]+(?P<bits>\d+))\s+""",
     re.X,
 )
 _NAME = re.compile(r"\s*([%$A-Za-z_][\w$]*)((?:\s*\[\s*\w*\s*\])*)(?:\s*<\s*(\d+)\s*>)?\s*")
@@ -80,7 +80,7 @@ def initial_bytes(variable: Variable) -> bytes:
     Raises:
         ValueError: a value is an address, which only a loader knows.
     """
-    width = int(variable.type.lstrip(".abcdefghijklmnopqrstuvwxyz").split("x")[0]) // 8
+    width = int(variable.type.lstrip(".abcdefghijklmnopqrstuvwxyz")) // 8
     packed = bytearray()
     for value in variable.init or ():
         if isinstance(value, Symbol):

@@ -43,7 +43,7 @@ _PIECE = re.compile(
     re.X,
 )
 # Operands without brackets, a blank after each comma: nothing to strip.
-_PLAIN = re.compile(r"[^\s\[{(]*(?:, [^\s\[{(]+)*\Z")
+_PLAIN = re.compile(r"[^\s,\[{(]*(?:, [^\s,\[{(]+)*\Z")
 _BRACKETS = re.compile(r"[\[{(]")
 
 # PTX ISA section 10.
@@ -57,6 +57,9 @@ _SPECIAL = re.compile(
     re.X,
 )
 _WARP_SZ = 32
+
+# The fragment of an OperandError where nothing stands at all.
+MISSING = ""
 
 
 class OperandError(Exception):
@@ -105,7 +108,7 @@ def _split(text: str) -> list[str]:
 def parse_operand(text: str, scope: Scope, registers: dict[str, str]) -> Operand:
     """One operand; see parse_operands."""
     if not text:
-        raise OperandError(",", "an operand is missing")
+        raise OperandError(MISSING, "an operand is missing")
     first = text[0]
     if first == "%":
         unique = scope.resolve(text, registers)

@@ -190,7 +190,8 @@ class _ModuleParser:
         if self.code[after : after + 1] != "{":
             raise self.source.error(after, f"kernel {name} has no body", expected="{")
         body, end = parse_body(self.source, after + 1)
-        directives.update(body.directives)
+        if body.pragmas:
+            directives["pragma"] = (*map(str, directives.get("pragma", ())), *body.pragmas)
         self.kernels[name] = Kernel(
             name=name,
             params=params,
