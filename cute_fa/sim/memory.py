@@ -437,12 +437,12 @@ def _check_initialised(
 ) -> None:
     """Report lanes that read bytes of ``region`` which no store has written."""
     flags = region.shadow(nbytes).take(index)
-    good = flags.view(np.uint8).reshape(*index.shape, nbytes).all(axis=-1)
+    good = np.asarray(flags.view(np.uint8).reshape(*index.shape, nbytes).all(axis=-1))
     if mask is not None:
         good |= ~mask
     if not good.all():
         text = f"{nbytes}-byte read of {region.name}, which was not written there"
-        fault("uninitialised-global-read", text, ~good, addresses)
+        fault("uninitialised-global-read", text, np.logical_not(good), addresses)
 
 
 def count_sectors(addresses: np.ndarray, mask: np.ndarray | None) -> int:
