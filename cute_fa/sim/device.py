@@ -146,6 +146,23 @@ class Device:
             return nullcontext()
         return DeviceCall(self, args, kwargs, modules)
 
+    def ambient_call(self) -> AmbientCall:
+        """What receives launches of compiled code that other compiled code calls."""
+        return AmbientCall(self)
+
+
+class AmbientCall:
+    """Launches that no Python call announced: their tensors are found among all live ones."""
+
+    def __init__(self, device: Device) -> None:
+        self.target = device.target
+        self._device = device
+
+    def launch(self, request: LaunchRequest) -> None:
+        call = DeviceCall(self._device, (), {}, None)
+        with call:
+            call.launch(request)
+
 
 class Program:
     """What ``Device.compile`` returns: the compiled function, tied to its device.

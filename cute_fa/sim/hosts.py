@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import tempfile
 import threading
 from collections.abc import Callable
@@ -23,10 +24,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cute_fa import env
 from cute_fa.errors import CompileError, UnsupportedError
-from cute_fa.sim import tensors, torch_cuda
+from cute_fa.sim import cuda_driver, tensors, torch_cuda
 from cute_fa.sim.patching import Patches
-from cute_fa.sim.runtime import device_attributes, image_digest, stub_library
+from cute_fa.sim.runtime import image_digest, runtime, stub_library
 from cute_fa.target import Target
 
 if TYPE_CHECKING:
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
 # cute.compile is not thread-safe, and fails silently: the DSL keeps the state of the compilation on
 # its singleton. Whoever compiles in this process holds this lock.
 compile_lock = threading.RLock()
-
-DRIVER_VERSION = 12090  # of the CUDA version whose PTX the DSL writes
 
 _devices: list[Device] = []  # entered, the innermost last
 _settings: list[Patches] = []  # what each of them changed on the DSL
@@ -85,8 +85,33 @@ def current() -> Device:
 
 
 def captured_ptx(digest: str) -> str | None:
-    """PTX of the cubin with this digest, if it was compiled for a simulated device here."""
-    return _captured.get(digest)
+    """PTX of the cubin with this digest, if it was compiled for a simulated device.
+
+    Programs that keep compiled kernels on disk run them in later processes, so PTX is kept there
+    too (under the cache directory, unless ``CUTE_FA_CACHE`` switches it off).
+    """
+    text = _captured.get(digest)
+    if text is None and env.cache_enabled():
+        path = _ptx_path(digest)
+        if path.exists():
+            text = _captured[digest] = path.read_text()
+    return text
+
+
+def _keep_ptx(digest: str, text: str) -> None:
+    _captured[digest] = text
+    path = _ptx_path(digest)
+    if not env.cache_enabled() or path.exists():
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    os.replace(scratch, path)
+
+
+def _ptx_path(digest: str) -> Path:
+    return env.cache_dir() / "sim" / "ptx" / f"{digest}.ptx"
 
 
 _capturing: list[list[str]] = []
@@ -134,7 +159,8 @@ def _install(patches: Patches) -> None:
     _hook_compiler(patches)
     _hook_tensors(patches)
     _hook_calls(patches)
-    _hook_driver(patches)
+    patches.set(runtime(), "ambient", lambda: current().ambient_call())
+    cuda_driver.install(patches, lambda: current().target)
     torch_cuda.install(patches, lambda: current().target)
 
 
@@ -199,15 +225,16 @@ def _capture(ptx_path: Path, cubin_path: Path) -> None:
             got=f"PTX of {len(text)} characters, cubin of {len(cubin)} bytes",
             expected="PTX text with .version, and an ELF file",
         )
-    _captured[image_digest(cubin)] = text
+    _keep_ptx(image_digest(cubin), text)
     if _capturing:
         _capturing[-1].append(text)
 
 
 def _hook_tensors(patches: Patches) -> None:
-    from cutlass.cute import runtime
+    from cutlass.cute import runtime as cute_runtime
 
-    make = runtime._Tensor.__init__
+    tensors.wrap_exchange_api(patches)
+    make = cute_runtime._Tensor.__init__
 
     @functools.wraps(make)
     def __init__(self: Any, tensor: Any, *args: Any, **kwargs: Any) -> None:
@@ -217,7 +244,7 @@ def _hook_tensors(patches: Patches) -> None:
         make(self, tensor, *args, **kwargs)
         self._cute_fa_source = source
 
-    patches.set(runtime._Tensor, "__init__", __init__)
+    patches.set(cute_runtime._Tensor, "__init__", __init__)
 
 
 def _hook_calls(patches: Patches) -> None:
@@ -282,40 +309,3 @@ def _direct_calls_on_device(trace: Callable[..., Any]) -> Callable[..., Any]:
             return trace(self, body, *args, **kwargs)
 
     return _func
-
-
-# --- The CUDA driver ---
-
-
-def _hook_driver(patches: Patches) -> None:
-    """The driver API as far as host code asks it about the device (there may be no driver here)."""
-    from cuda.bindings import driver
-    from cutlass.utils import hardware_info
-
-    success = driver.CUresult.CUDA_SUCCESS
-    invalid = driver.CUresult.CUDA_ERROR_INVALID_VALUE
-
-    def get_attribute(attribute: Any, device: Any) -> tuple[Any, Any]:
-        value = device_attributes(current().target).get(int(attribute))
-        return (success, value) if value is not None else (invalid, None)
-
-    def max_active_clusters(self: Any, cluster_size: int, stream: Any = None) -> int:
-        return current().target.sm_count // cluster_size
-
-    answers: dict[str, Callable[..., Any]] = {
-        "cuInit": lambda flags: (success,),
-        "cuDriverGetVersion": lambda: (success, DRIVER_VERSION),
-        "cuDeviceGetCount": lambda: (success, 1),
-        "cuDeviceGet": lambda ordinal: (success, driver.CUdevice(0)),
-        "cuDeviceGetName": lambda length, device: (
-            success,
-            torch_cuda.device_name(current().target).encode(),
-        ),
-        "cuDeviceGetAttribute": get_attribute,
-        "cuDeviceTotalMem": lambda device: (success, torch_cuda.TOTAL_MEMORY),
-        "cuCtxGetDevice": lambda: (success, driver.CUdevice(0)),
-        "cuCtxGetCurrent": lambda: (success, driver.CUcontext(0)),
-    }
-    for name, answer in answers.items():
-        patches.set(driver, name, answer)
-    patches.set(hardware_info.HardwareInfo, "get_max_active_clusters", max_active_clusters)

@@ -30,6 +30,7 @@ typedef struct {
   int (*device_attribute)(int attribute, int *value);
   int (*launch)(uint64_t kernel, const void *config, void **parameters);
   int (*occupancy)(uint64_t kernel, int block_threads, uint64_t smem_bytes, int *blocks);
+  int (*describe_failure)(char *text, int size);
 } Callbacks;
 
 static Callbacks callbacks;
@@ -143,10 +144,14 @@ void cuda_dialect_assert_success(int error) { cuda_dialect_print_on_error(error)
 /* TVM-FFI host functions. */
 
 typedef void (*SetError)(const char *kind, const char *message);
+enum { MESSAGE_BYTES = 4096 };
+
 typedef void (*SetErrorParts)(const char *kind, const char **parts, int32_t num_parts);
 
+/* The code, and what the callback that failed had to say, in the form that the DSL parses. */
 static void format_code(char *message, size_t size, int error) {
-  snprintf(message, size, "CUDA Error Code: %d", error);
+  int length = snprintf(message, size, "CUDA Error Code: %d\n", error);
+  CALL(describe_failure, message + length, (int)size - length);
 }
 
 /* *state is a word of the module, 0 until its library is loaded and its kernels are looked up.
@@ -158,7 +163,7 @@ int cuda_dialect_init_library_once(void **state, int (*init)(void **),
   int error = init(&library);
   if (!error) error = load_to_device(&library, 0);
   if (error) {
-    char message[64];
+    char message[MESSAGE_BYTES];
     format_code(message, sizeof message, error);
     set_error("CUDADialectError", message);
     return error;
@@ -171,7 +176,7 @@ int cuda_dialect_init_library_once(void **state, int (*init)(void **),
 void cuda_dialect_unload_library_once(void **state) { *state = NULL; }
 
 void CuteDSLRT_TVMFFISetRaisedCudaError(SetErrorParts set_error, int32_t error) {
-  char message[64];
+  char message[MESSAGE_BYTES];
   format_code(message, sizeof message, error);
   const char *parts[] = {message};
   set_error("CUDADialectError", parts, 1);
@@ -184,7 +189,7 @@ void CuteDSLRT_TVMFFISetRaisedCudaLaunchError(
     int32_t max_grid_x, int32_t max_grid_y, int32_t max_grid_z, int32_t max_smem,
     int32_t max_smem_optin, const char *violation, const char *source_file, int32_t source_line,
     int32_t source_col, int32_t source_end_col) {
-  char message[1024];
+  char message[MESSAGE_BYTES];
   snprintf(message, sizeof message,
            "CUDA Error Code: 9; kind=cuda_launch; error_name=cudaErrorInvalidConfiguration; "
            "grid=%d,%d,%d; block=%d,%d,%d; block_threads=%d; dynamic_smem_bytes=%lld; device=%d; "
@@ -198,3 +203,62 @@ void CuteDSLRT_TVMFFISetRaisedCudaLaunchError(
   const char *parts[] = {message};
   set_error("CUDADialectError", parts, 1);
 }
+
+/* DLPack's C exchange interface of a tensor type (dlpack.h, DLPackExchangeAPI), with CPU tensors
+ * reported as tensors of CUDA device 0 while a simulated device is entered. Consumers keep the
+ * table, so it exists once and is switched on and off. */
+
+typedef struct {
+  uint32_t major, minor;
+  void *previous;
+  void *allocate;
+  int (*managed_from_object)(void *object, void **out);
+  void *managed_to_object;
+  int (*tensor_from_object)(void *object, void *out);
+  int (*current_work_stream)(int device_type, int32_t device, void **stream);
+} ExchangeApi;
+
+typedef struct {
+  void *data;
+  int32_t device_type, device;
+} TensorHead; /* how a DLTensor begins */
+
+enum { DL_CPU = 1, DL_CUDA = 2, MANAGED_TENSOR_OFFSET = 32 };
+
+static ExchangeApi original, wrapped;
+static int cpu_is_cuda;
+
+static void to_cuda(TensorHead *tensor) {
+  if (cpu_is_cuda && tensor->device_type == DL_CPU) {
+    tensor->device_type = DL_CUDA;
+    tensor->device = 0;
+  }
+}
+
+static int managed_from_object(void *object, void **out) {
+  int error = original.managed_from_object(object, out);
+  if (!error) to_cuda((TensorHead *)((char *)*out + MANAGED_TENSOR_OFFSET));
+  return error;
+}
+
+static int tensor_from_object(void *object, void *out) {
+  int error = original.tensor_from_object(object, out);
+  if (!error) to_cuda(out);
+  return error;
+}
+
+static int current_work_stream(int device_type, int32_t device, void **stream) {
+  if (!cpu_is_cuda) return original.current_work_stream(device_type, device, stream);
+  *stream = NULL;
+  return 0;
+}
+
+const void *cute_fa_sim_wrap_exchange_api(const ExchangeApi *api) {
+  original = wrapped = *api;
+  wrapped.managed_from_object = managed_from_object;
+  if (api->tensor_from_object) wrapped.tensor_from_object = tensor_from_object;
+  if (api->current_work_stream) wrapped.current_work_stream = current_work_stream;
+  return &wrapped;
+}
+
+void cute_fa_sim_cpu_is_cuda(int yes) { cpu_is_cuda = yes; }

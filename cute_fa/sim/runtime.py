@@ -200,6 +200,7 @@ _SIGNATURES: dict[str, Any] = {  # in the order of the C structure
     "device_attribute": ctypes.CFUNCTYPE(_INT, _INT, _INT_OUT),
     "launch": ctypes.CFUNCTYPE(_INT, _HANDLE, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)),
     "occupancy": ctypes.CFUNCTYPE(_INT, _HANDLE, _INT, ctypes.c_uint64, _INT_OUT),
+    "describe_failure": ctypes.CFUNCTYPE(_INT, ctypes.c_void_p, _INT),
 }
 
 
@@ -208,9 +209,15 @@ class _Callbacks(ctypes.Structure):
 
 
 class Runtime:
-    """The loaded stand-in: its handles, and the calls in progress on each thread."""
+    """The loaded stand-in: its handles, and the calls in progress on each thread.
+
+    Attributes:
+        ambient: gives the call that receives what host code asks outside of every `running` block
+            (compiled code that other compiled code calls); None where nothing is simulated.
+    """
 
     def __init__(self) -> None:
+        self.ambient: Callable[[], Call] | None = None
         self._images: dict[int, str] = {}  # library handle → digest
         self._kernels: dict[int, KernelHandle] = {}
         self._next_handle = 1
@@ -255,7 +262,20 @@ class Runtime:
 
     def _current(self) -> Call | None:
         calls = self._calls()
-        return calls[-1] if calls else None
+        if calls:
+            return calls[-1]
+        return None if self.ambient is None else self.ambient()
+
+    def exchange_api(self, original: int) -> int:
+        """Wrap the DLPackExchangeAPI at this address; see ``runtime.c``."""
+        wrap = self._library.cute_fa_sim_wrap_exchange_api
+        wrap.restype, wrap.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        address: int = wrap(original)
+        return address
+
+    def set_cpu_is_cuda(self, yes: bool) -> None:
+        """Whether the wrapped DLPackExchangeAPI says that CPU tensors are on device 0."""
+        self._library.cute_fa_sim_cpu_is_cuda(int(yes))
 
     def _guarded(self, name: str) -> Callable[..., int]:
         method = getattr(self, f"_{name}")
@@ -333,6 +353,13 @@ class Runtime:
         by_threads = target.max_threads_per_sm // block_threads
         by_smem = target.smem_per_sm_bytes // (smem_bytes + target.smem_reserved_per_block_bytes)
         blocks[0] = min(by_threads, by_smem, device_attributes(target)[106])
+        return SUCCESS
+
+    def _describe_failure(self, text: int, size: int) -> int:
+        failure = getattr(self._thread, "failure", None)
+        message = "" if failure is None else f"{type(failure).__name__}: {failure}"
+        encoded = message.encode(errors="replace")[: size - 1] + b"\0"
+        ctypes.memmove(text, encoded, len(encoded))
         return SUCCESS
 
     def _launch(self, kernel: int, config: int, parameters: Any) -> int:

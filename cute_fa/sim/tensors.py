@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cute_fa.sim.memory import GlobalMemory, Region
+from cute_fa.sim.patching import Patches
+from cute_fa.sim.runtime import runtime
 
 Result = TypeVar("Result")
 
@@ -25,6 +27,8 @@ Result = TypeVar("Result")
 _DL_CPU = 1
 _DL_CUDA = 2
 _DEVICE_OFFSET = 8
+
+_API_NAME = b"dlpack_exchange_api"  # capsules keep a pointer to it
 
 _get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _get_pointer.restype = ctypes.c_void_p
@@ -75,6 +79,26 @@ class DeviceView:
 def is_torch_tensor(value: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def wrap_exchange_api(patches: Patches) -> None:
+    """Have compiled code that reads torch tensors through DLPack's C interface see CUDA tensors."""
+    import torch
+
+    name = "__dlpack_c_exchange_api__"
+    if not hasattr(torch.Tensor, name):  # versions of torch before the interface
+        return
+    patches.set(torch.Tensor, name, _wrapped_exchange_api(getattr(torch.Tensor, name)))
+    runtime().set_cpu_is_cuda(True)
+    patches.on_undo(lambda: runtime().set_cpu_is_cuda(False))
+
+
+@functools.cache
+def _wrapped_exchange_api(capsule: Any) -> Any:
+    new_capsule = ctypes.pythonapi.PyCapsule_New
+    new_capsule.restype = ctypes.py_object
+    new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    return new_capsule(runtime().exchange_api(_get_pointer(capsule, _API_NAME)), _API_NAME, None)
 
 
 @plain_torch

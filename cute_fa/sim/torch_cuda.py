@@ -18,15 +18,10 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from cute_fa.sim.cuda_driver import TOTAL_MEMORY, device_name
 from cute_fa.sim.patching import Patches
 from cute_fa.sim.runtime import L2_BYTES
 from cute_fa.target import Target
-
-TOTAL_MEMORY = 16 * 2**30
-
-
-def device_name(target: Target) -> str:
-    return f"cute_fa simulator of {target.part} ({target.arch})"
 
 
 class Stream:

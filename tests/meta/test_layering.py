@@ -45,7 +45,7 @@ MAY_USE = {
     "cli": {"torch", "numpy", "cuda", "cutlass"},
 }
 # The seam between the DSL and the simulator: the only simulator files that know either.
-SEAM = {"device", "hosts", "tensors", "runtime", "torch_cuda"}
+SEAM = {"device", "hosts", "tensors", "runtime", "torch_cuda", "cuda_driver"}
 
 
 def sources() -> list[Path]:
