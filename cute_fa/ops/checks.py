@@ -1,0 +1,343 @@
+"""Every argument of an attention call, checked before anything is compiled or allocated.
+
+A check that fails raises an error of ``cute_fa.errors`` that says what, got, expected and how to
+mend it. Nothing is repaired silently: a copy, a cast or another kernel is the caller's to choose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
+from cute_fa.problem import DTYPE_BYTES, AttentionProblem, normalise_window
+from cute_fa.target import Target, get_target, target_of_capability
+
+if TYPE_CHECKING:
+    from cute_fa.sim.device import Device
+
+GENERATIONS = ("auto", "fa1", "fa2", "fa3", "fa4")
+BACKENDS = ("auto", "cuda", "sim")
+# What is simulated if nobody says: the first architecture that a generation was written for.
+DEFAULT_ARCH = {
+    "auto": "sm_80",
+    "fa1": "sm_80",
+    "fa2": "sm_80",
+    "fa3": "sm_90a",
+    "fa4": "sm_100a",
+}
+ALIGNMENT_BYTES = 16  # of one global-memory access of a thread
+# Heads and batches are grid dimensions y and z (CUDA C++ Programming Guide, compute capabilities).
+MAX_GRID_YZ = 65535
+DTYPES = {getattr(torch, name): name for name in DTYPE_BYTES}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keyword arguments of ``flash_attn_func`` that decide what is computed, and where."""
+
+    softmax_scale: float | None = None
+    causal: bool = False
+    window_size: tuple[int | None, int | None] = (-1, -1)
+    softcap: float = 0.0
+    generation: str = "auto"
+    backend: str = "auto"
+    arch: str | Target | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that was found to be in order.
+
+    Attributes:
+        problem: what to compute; with one head where the tensors have none.
+        generation: the rung that serves it, never "auto".
+        target: the architecture to run on.
+        backend: "cuda" or "sim".
+        has_work: False if there is no output element, or no column to attend to.
+    """
+
+    problem: AttentionProblem
+    generation: str
+    target: Target
+    backend: str
+    has_work: bool
+
+
+def check_call(
+    q: Tensor, k: Tensor, v: Tensor, options: Options, *, device: Device | None = None
+) -> Call:
+    """Check a forward call whose tensors have memory.
+
+    Args:
+        device: the simulated device that was entered, if any.
+
+    Raises:
+        InvalidTypeError: not a tensor, a wrong dtype, a flag that is no bool, …
+        InvalidArgumentError: shapes, strides, devices, numbers or names that no kernel takes.
+        UnsupportedError: a valid call that the generation, architecture or build does not serve.
+    """
+    check_tensors(q, k, v)
+    check_names(options)
+    problem, has_work = make_problem(q, k, v, options)
+    check_no_gradient(q, k, v)
+    backend = choose_backend(q, options, device)
+    target = choose_target(q, options, backend, device)
+    if has_work:
+        check_memory(q, k, v)
+        for name, count in (("batch", problem.batch), ("heads_q", problem.heads_q)):
+            if count > MAX_GRID_YZ:
+                raise UnsupportedError(
+                    f"{name} is larger than a launch grid",
+                    got=count,
+                    expected=f"≤ {MAX_GRID_YZ}",
+                    fix="split the call along this dimension",
+                )
+    return Call(problem, choose_generation(problem, target, options), target, backend, has_work)
+
+
+def check_tensors(q: Any, k: Any, v: Any) -> None:
+    """Types, devices, dtypes, ranks and shapes of q (B, Sq, Hq, D), k (B, Sk, Hk, D) and
+    v (B, Sk, Hk, Dv); looks at no memory, so that fake and meta tensors pass."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        _check_kind(name, x)
+    for name, x in (("k", k), ("v", v)):
+        if x.device != q.device:
+            raise InvalidArgumentError(
+                f"{name} is on another device than q",
+                got=f"q on {q.device}, {name} on {x.device}",
+                expected="one device",
+                fix=f"{name} = {name}.to(q.device)",
+            )
+        if x.dtype != q.dtype:
+            raise InvalidTypeError(
+                f"{name} has another dtype than q",
+                got=f"q {_short(q.dtype)}, {name} {_short(x.dtype)}",
+                expected="one dtype",
+                fix=f"{name} = {name}.to(q.dtype)",
+            )
+    for name, x, y, dims in (
+        ("batch sizes", q, k, (0,)),
+        ("batch sizes", q, v, (0,)),
+        ("key and value lengths", k, v, (1,)),
+        ("key and value heads", k, v, (2,)),
+        ("query and key head dims", q, k, (3,)),
+    ):
+        if any(x.shape[dim] != y.shape[dim] for dim in dims):
+            raise InvalidArgumentError(
+                f"{name} differ",
+                got=f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}",
+                expected="q (B, Sq, Hq, D), k (B, Sk, Hk, D), v (B, Sk, Hk, Dv)",
+                fix="tensors in (B, H, S, D) order need .transpose(1, 2)",
+            )
+
+
+def _check_kind(name: str, x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise InvalidTypeError(
+            f"{name} is not a tensor", got=type(x).__name__, expected="a torch.Tensor"
+        )
+    if x.is_nested or x.layout != torch.strided or x.is_quantized:
+        kind = "nested" if x.is_nested else "quantized" if x.is_quantized else str(x.layout)
+        raise InvalidTypeError(
+            f"{name} is not a dense tensor",
+            got=kind,
+            expected="torch.strided, not quantized",
+            fix=f"{name}.dequantize()" if x.is_quantized else f"{name}.to_dense() or a padded copy",
+        )
+    if x.dtype not in DTYPES:
+        raise InvalidTypeError(
+            f"{name} has a dtype that no kernel takes",
+            got=_short(x.dtype),
+            expected="float16 or bfloat16",
+            fix=f"{name}.to(torch.bfloat16), or cute_fa.reference.dense.attention for this dtype",
+        )
+    if x.ndim != 4:
+        hint = {
+            3: "packed (T, H, D) tensors are not served by flash_attn_func; add a batch "
+            f"dimension with {name}[None]",
+            5: "a packed q, k, v tensor is passed as three views of it",
+        }
+        raise InvalidArgumentError(
+            f"{name} does not have four dimensions",
+            got=f"{x.ndim}: {tuple(x.shape)}",
+            expected="(batch, sequence, heads, head dim)",
+            fix=hint.get(x.ndim),
+        )
+
+
+def check_names(options: Options) -> None:
+    """Flags, and names of generations and backends."""
+    check_flag("causal", options.causal)
+    for name, value, known in (
+        ("generation", options.generation, GENERATIONS),
+        ("backend", options.backend, BACKENDS),
+    ):
+        if value not in known:
+            raise InvalidArgumentError(
+                f"unknown {name}", got=repr(value), expected=" | ".join(known)
+            )
+
+
+def check_flag(name: str, value: object) -> None:
+    """That a flag is True or False: "no", 0 or a tensor would otherwise pass for one."""
+    if not isinstance(value, bool):
+        hint = None
+        if name == "causal":
+            hint = "the causal mask is aligned bottom-right: the last row sees every column"
+        raise InvalidTypeError(
+            f"{name} is not a bool",
+            got=f"{value!r} ({type(value).__name__})",
+            expected="True or False",
+            fix=hint,
+        )
+
+
+def make_problem(
+    q: Tensor, k: Tensor, v: Tensor, options: Options
+) -> tuple[AttentionProblem, bool]:
+    """The problem that the tensors and options state, and whether there is anything to compute.
+
+    A right bound of 0 is what causal means, so that both share a kernel.
+    """
+    batch, seqlen_q, heads_q, head_dim = q.shape
+    seqlen_k, heads_k, head_dim_v = k.shape[1], k.shape[2], v.shape[3]
+    left, right = normalise_window(options.causal, options.window_size)
+    if heads_q == 0 and heads_k == 0:
+        # No heads divide no heads: check the rest as if there was one.
+        heads_q = heads_k = 1
+    problem = AttentionProblem(
+        batch=batch,
+        seqlen_q=seqlen_q,
+        seqlen_k=seqlen_k,
+        heads_q=heads_q or heads_k,
+        heads_k=heads_k,
+        head_dim=head_dim,
+        head_dim_v=head_dim_v,
+        dtype=DTYPES[q.dtype],
+        causal=right == 0,
+        window_left=left,
+        window_right=None if right == 0 else right,
+        softcap=options.softcap,
+        softmax_scale=options.softmax_scale,
+    )
+    return problem, q.numel() > 0 and seqlen_k > 0
+
+
+def check_no_gradient(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """That nobody expects a backward: there is none yet, and a result without one would be used
+    as a constant."""
+    if not torch.is_grad_enabled():
+        return
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.requires_grad:
+            raise UnsupportedError(
+                "there is no backward kernel in this version",
+                got=f"{name} requires a gradient",
+                expected="inputs that require none",
+                fix=f"call under torch.no_grad(), pass {name}.detach(), or use "
+                "cute_fa.reference.dense.DenseAttention",
+            )
+
+
+def choose_backend(q: Tensor, options: Options, device: Device | None) -> str:
+    """ "cuda" or "sim", by where the tensors are; what was asked for must agree."""
+    place = q.device.type
+    by_place = {"cuda": "cuda", "cpu": "sim"}.get(place)
+    if by_place is None:
+        raise InvalidArgumentError(
+            "tensors are on a device that nothing here runs on",
+            got=str(q.device),
+            expected="cuda, or cpu for the simulator",
+        )
+    if options.backend not in ("auto", by_place):
+        fix = "q, k, v = (x.cuda() for x in (q, k, v))"
+        if options.backend == "sim":
+            fix = "q, k, v = (x.cpu() for x in (q, k, v))"
+        raise InvalidArgumentError(
+            f"backend {options.backend!r} does not run {place} tensors",
+            got=f"tensors on {q.device}",
+            expected=f"backend {by_place!r} or 'auto' for them",
+            fix=fix,
+        )
+    if by_place == "cuda" and device is not None:
+        raise InvalidArgumentError(
+            "a GPU's tensors cannot run on a simulated device",
+            got=f"tensors on {q.device} inside a sim.Device({device.target.arch!r}) block",
+            expected="CPU tensors",
+            fix="leave the block, or q, k, v = (x.cpu() for x in (q, k, v))",
+        )
+    return by_place
+
+
+def choose_target(q: Tensor, options: Options, backend: str, device: Device | None) -> Target:
+    """The GPU's own architecture, the entered device's, the one asked for, or the default."""
+    asked = None if options.arch is None else get_target(options.arch)
+    if backend == "cuda":
+        own = target_of_capability(torch.cuda.get_device_capability(q.device))
+        if asked is not None and asked.compute_capability != own.compute_capability:
+            raise InvalidArgumentError(
+                "this GPU does not run that architecture",
+                got=f"arch {asked.arch} on a GPU of capability {own.capability_text}",
+                expected=f"arch=None or {own.arch}",
+                fix="move the tensors to the CPU to simulate another architecture",
+            )
+        return own if asked is None else asked
+    if device is not None:
+        if asked is not None and asked != device.target:
+            raise InvalidArgumentError(
+                "arch is not the simulated device's",
+                got=f"arch {asked.arch} inside sim.Device({device.target.arch!r})",
+                expected=f"arch=None or {device.target.arch}",
+                fix=f"enter sim.Device({asked.arch!r}) instead",
+            )
+        return device.target
+    return get_target(DEFAULT_ARCH[options.generation]) if asked is None else asked
+
+
+def choose_generation(problem: AttentionProblem, target: Target, options: Options) -> str:
+    """The registry's choice.
+
+    Raises:
+        UnsupportedError: nothing serves the problem there, or not the generation asked for.
+    """
+    from cute_fa import build
+
+    return build.choose_generation(problem, target, options.generation)
+
+
+def check_memory(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Alignment and strides that 16-byte accesses along the last dimension need."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        elements = ALIGNMENT_BYTES // x.element_size()
+        if x.stride(-1) != 1:
+            raise InvalidArgumentError(
+                f"the last dimension of {name} is not contiguous",
+                got=f"strides {x.stride()}",
+                expected="a stride of 1 in the last dimension",
+                fix=f"{name} = {name}.contiguous()",
+            )
+        if x.data_ptr() % ALIGNMENT_BYTES:
+            raise InvalidArgumentError(
+                f"{name} does not start at a {ALIGNMENT_BYTES}-byte border",
+                got=f"address {x.data_ptr():#x}, storage offset {x.storage_offset()}",
+                expected=f"a multiple of {ALIGNMENT_BYTES} bytes",
+                fix=f"{name} = {name}.clone(memory_format=torch.contiguous_format); contiguous() "
+                "keeps a tensor that is already dense where it is",
+            )
+        for dim in range(3):
+            # A dimension of one element is never stepped along: launch gives it a legal stride.
+            if x.shape[dim] > 1 and x.stride(dim) % elements:
+                raise InvalidArgumentError(
+                    f"rows of {name} are not {ALIGNMENT_BYTES}-byte aligned",
+                    got=f"strides {x.stride()}",
+                    expected=f"multiples of {elements} elements in all but the last dimension",
+                    fix=f"{name} = {name}.contiguous()",
+                )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,182 @@
+"""``flash_attn_func``, and the operator ``cute_fa::fwd`` that stands for it in torch's graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cute_fa.errors import UnsupportedError
+from cute_fa.ops import checks, launch
+from cute_fa.ops.checks import Options
+from cute_fa.problem import normalise_window
+from cute_fa.target import Target
+
+Window = tuple[int | None, int | None]
+
+
+def flash_attn_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Window = (-1, -1),
+    softcap: float = 0.0,
+    deterministic: bool = False,
+    return_lse: bool = False,
+    generation: str = "auto",
+    backend: str = "auto",
+    arch: str | Target | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(softmax_scale · q kᵀ) v by a compiled FlashAttention kernel.
+
+    CUDA tensors run on their GPU. CPU tensors run the very PTX that was compiled, in the simulator;
+    inside ``with cute_fa.sim.Device(...) as dev`` they run on that device, which records the
+    launches, and otherwise ``cute_fa.ops.last_launches()`` has them.
+
+    >>> import torch, cute_fa
+    >>> q, k, v = (torch.randn(1, 100, 2, 64, dtype=torch.bfloat16) for _ in range(3))
+    >>> out, lse = cute_fa.flash_attn_func(q, k, v, causal=True, return_lse=True)
+    >>> out.shape, lse.shape
+    (torch.Size([1, 100, 2, 64]), torch.Size([1, 2, 100]))
+
+    Args:
+        q: (B, Sq, Hq, D), float16 or bfloat16.
+        k: (B, Sk, Hk, D). Hk divides Hq: query head h attends to K/V head h // (Hq // Hk).
+        v: (B, Sk, Hk, Dv). D and Dv are multiples of 8 up to 256. The last stride of q, k, v is 1
+            and the others are multiples of 16 bytes (0 too); no tensor is copied.
+        softmax_scale: None for D**-0.5.
+        causal: row i sees columns up to i + Sk - Sq (aligned bottom-right).
+        window_size: inclusive (left, right) around that diagonal; -1 or None for unbounded.
+        softcap: scores become softcap · tanh(score / softcap); 0.0 for none.
+        deterministic: ask for bitwise the same result on every call. The forward always gives it,
+            each output element being summed by one CTA in a fixed order, so both values run the
+            same kernel.
+        return_lse: return the row-wise log-sum-exp of the masked scores too.
+        generation: "fa1" … "fa4", or "auto" for the newest that serves the problem.
+        backend: "cuda", "sim", or "auto" for where the tensors are.
+        arch: the architecture to simulate, e.g. "sm_90a"; None for the entered device's, or else
+            the generation's first ("sm_80" for FA1 and FA2).
+
+    Returns:
+        out (B, Sq, Hq, Dv) in q's dtype; with ``return_lse`` also lse (B, Hq, Sq), fp32, natural
+        logarithm. A row that sees no column gives 0 and -inf. No gradient flows to the inputs.
+
+    Raises:
+        InvalidTypeError, InvalidArgumentError: an argument that no kernel could take.
+        UnsupportedError: the generation or architecture does not serve this, or an input requires
+            a gradient while gradients are enabled.
+        CompileError, MissingToolError: the kernel could not be built here.
+        cute_fa.sim.HazardError: the simulator found a race, an access out of bounds, ….
+    """
+    options = Options(softmax_scale, causal, window_size, softcap, generation, backend, arch)
+    checks.check_flag("deterministic", deterministic)
+    checks.check_flag("return_lse", return_lse)
+    if _is_symbolic(q, k, v):
+        out, lse = _traced(q, k, v, options)
+    else:
+        out, lse = _run(q, k, v, options)
+    return (out, lse) if return_lse else out
+
+
+def _run(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    from cute_fa.sim import current_device
+
+    # A simulated device tells Python that CPU tensors are CUDA tensors; here the truth counts.
+    with torch._C.DisableTorchFunction():
+        device = current_device()
+        call = checks.check_call(q, k, v, options, device=device)
+        return launch.forward(q, k, v, call, device=device)
+
+
+def _is_symbolic(*tensors: Any) -> bool:
+    """Whether torch is tracing, or a tensor stands for one that has no memory."""
+    if torch.compiler.is_compiling():
+        return True
+    return any(isinstance(x, Tensor) and _has_no_memory(x) for x in tensors)
+
+
+def _has_no_memory(x: Tensor) -> bool:
+    if x.is_meta:
+        return True
+    if type(x) in (Tensor, torch.nn.Parameter):
+        # functorch's wrappers (vmap, grad) look like plain tensors
+        return torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return torch.utils._python_dispatch.is_traceable_wrapper_subclass(x) or _is_fake(x)
+
+
+def _is_fake(x: Tensor) -> bool:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(x, FakeTensor)
+
+
+# --- the operator
+
+
+def _traced(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """The call as one node of a graph; shapes now, memory when the graph runs."""
+    checks.check_no_gradient(q, k, v)
+    left, right = normalise_window(options.causal, options.window_size)
+    arch = options.arch
+    return torch.ops.cute_fa.fwd(
+        q,
+        k,
+        v,
+        options.softmax_scale,
+        options.causal,
+        -1 if left is None else left,
+        -1 if right is None else right,
+        options.softcap,
+        options.generation,
+        options.backend,
+        arch.arch if isinstance(arch, Target) else arch,
+    )
+
+
+torch.library.define(
+    "cute_fa::fwd",
+    "(Tensor q, Tensor k, Tensor v, float? softmax_scale, bool causal, SymInt window_left, "
+    "SymInt window_right, float softcap, str generation, str backend, str? arch) "
+    "-> (Tensor out, Tensor lse)",
+)
+
+
+@torch.library.impl("cute_fa::fwd", ("CPU", "CUDA"))
+def _fwd(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    return _run(q, k, v, _options(*options))
+
+
+@torch.library.register_fake("cute_fa::fwd")
+def _fwd_fake(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    checks.check_tensors(q, k, v)
+    checks.check_names(_options(*options))
+    return launch.empty_outputs(q, v)
+
+
+def _fwd_backward(ctx: Any, dout: Tensor, dlse: Tensor) -> None:
+    raise UnsupportedError(
+        "there is no backward kernel in this version",
+        got="a gradient of cute_fa::fwd",
+        fix="use cute_fa.reference.dense.DenseAttention",
+    )
+
+
+torch.library.register_autograd("cute_fa::fwd", _fwd_backward)
+
+
+def _options(
+    softmax_scale: float | None,
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    softcap: float,
+    generation: str,
+    backend: str,
+    arch: str | None,
+) -> Options:
+    window = (window_left, window_right)
+    return Options(softmax_scale, causal, window, softcap, generation, backend, arch)
