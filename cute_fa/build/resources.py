@@ -9,19 +9,7 @@ from typing import Any
 
 from cute_fa.target import Target
 
-# Resident thread blocks per SM by compute capability, and the sizes that registers are handed out
-# in: CUDA C++ Programming Guide, "Compute Capabilities", table of technical specifications.
-_MAX_CTAS = {
-    (8, 0): 32,
-    (8, 6): 16,
-    (8, 7): 16,
-    (8, 9): 24,
-    (9, 0): 32,
-    (10, 0): 32,
-    (10, 3): 32,
-    (12, 0): 24,
-    (12, 1): 24,
-}
+# The units that registers and shared memory are handed out in (CUDA occupancy calculator).
 _WARP = 32
 _REGISTERS_PER_THREAD_UNIT = 8
 _SMEM_UNIT = 128
@@ -100,7 +88,7 @@ def occupancy(target: Target, threads: int, registers: int, smem_bytes: int) -> 
     smem = _round_up(smem_bytes, _SMEM_UNIT) + target.smem_reserved_per_block_bytes
     limits = {
         "threads": target.max_threads_per_sm // (warps * _WARP),
-        "CTAs": _MAX_CTAS[target.compute_capability],
+        "CTAs": target.max_blocks_per_sm,
         "shared memory": target.smem_per_sm_bytes // smem,
         "registers": target.registers_per_sm // per_warp // warps if per_warp else 2**31,
     }

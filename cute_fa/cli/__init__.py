@@ -1,0 +1,1 @@
+"""The ``cute-fa`` command."""

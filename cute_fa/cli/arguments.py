@@ -1,0 +1,115 @@
+"""Command-line arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from typing import TYPE_CHECKING, Any
+
+from cute_fa.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from cute_fa.problem import AttentionProblem
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def add_variant(parser: argparse.ArgumentParser) -> None:
+    """Masking and softcap: what decides, with dtype and head dims, which kernel it is."""
+    parser.add_argument("--causal", action="store_true", help="bottom-right aligned causal mask")
+    parser.add_argument(
+        "--window",
+        nargs=2,
+        type=int,
+        default=(-1, -1),
+        metavar=("LEFT", "RIGHT"),
+        help="inclusive sliding window around the diagonal, -1: unbounded",
+    )
+    parser.add_argument("--softcap", type=float, default=0.0, help="0 (default): none")
+
+
+def add_problem(parser: argparse.ArgumentParser) -> None:
+    """One attention problem: shapes, dtype, masking."""
+    shapes = parser.add_argument_group("problem")
+    shapes.add_argument("-b", "--batch", type=int, default=1)
+    shapes.add_argument("-s", "--seqlen", type=int, default=128, help="of queries, and of keys")
+    shapes.add_argument("--seqlen-k", type=int, help="of keys, if it differs")
+    shapes.add_argument("-H", "--heads", type=int, default=2, help="query heads")
+    shapes.add_argument("--heads-k", type=int, help="K/V heads, if fewer (GQA, MQA)")
+    shapes.add_argument("-d", "--head-dim", type=int, default=64)
+    shapes.add_argument("--head-dim-v", type=int, help="of V, if it differs")
+    shapes.add_argument("--dtype", default="bfloat16", help="bfloat16 (default) or float16")
+    shapes.add_argument("--scale", type=float, help="softmax scale; default head_dim ** -0.5")
+    add_variant(parser)
+
+
+def add_simulation(parser: argparse.ArgumentParser) -> None:
+    """How the simulator runs it."""
+    group = parser.add_argument_group("simulator")
+    group.add_argument(
+        "--completion",
+        choices=("eager", "late", "random"),
+        default="eager",
+        help="when asynchronous copies complete: at issue, as late as legal, or at random",
+    )
+    group.add_argument("--seed", type=int, default=0, help="of the inputs and of the simulation")
+    group.add_argument(
+        "--no-checks", action="store_true", help="look for no hazards beyond bad addresses"
+    )
+
+
+def add_generation(parser: argparse.ArgumentParser, *, arch: str = "sm_80") -> None:
+    parser.add_argument("-g", "--generation", default="auto", help="fa1, fa2, … (default auto)")
+    parser.add_argument("-a", "--arch", default=arch, help=f"architecture (default {arch})")
+
+
+def problem_of(args: argparse.Namespace) -> AttentionProblem:
+    """The problem that ``add_problem``'s arguments describe.
+
+    Raises:
+        CuteFAError: they describe none.
+    """
+    from cute_fa.build.compile import dtype_name
+    from cute_fa.problem import AttentionProblem, normalise_window
+
+    left, right = normalise_window(args.causal, tuple(args.window))
+    return AttentionProblem(
+        batch=args.batch,
+        seqlen_q=args.seqlen,
+        seqlen_k=args.seqlen if args.seqlen_k is None else args.seqlen_k,
+        heads_q=args.heads,
+        heads_k=args.heads if args.heads_k is None else args.heads_k,
+        head_dim=args.head_dim,
+        head_dim_v=args.head_dim if args.head_dim_v is None else args.head_dim_v,
+        dtype=dtype_name(args.dtype),
+        causal=args.causal,
+        window_left=left,
+        window_right=right,
+        softcap=args.softcap,
+        softmax_scale=args.scale,
+    )
+
+
+def settings(items: list[str]) -> dict[str, Any]:
+    """``name=value`` words as config fields; values are Python literals, or else strings."""
+    found: dict[str, Any] = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not equals or not name.isidentifier():
+            raise InvalidArgumentError(
+                "--set takes a field of the kernel's config",
+                got=repr(item),
+                expected="name=value, e.g. tile_n=64",
+            )
+        try:
+            found[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name] = text
+    return found
+
+
+def words(text: str) -> list[str]:
+    """A comma-separated list without its blanks."""
+    return [word.strip() for word in text.split(",") if word.strip()]

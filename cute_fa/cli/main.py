@@ -1,0 +1,99 @@
+"""The ``cute-fa`` command: one subcommand per file, imported when it runs.
+
+Exit codes: 0 fine, 1 a check failed, 2 bad usage or input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from cute_fa import __version__
+from cute_fa.errors import (
+    CacheError,
+    CuteFAError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    MissingToolError,
+    UnsupportedError,
+)
+
+OK, FAILED, USAGE = 0, 1, 2
+_USAGE_ERRORS = (
+    InvalidArgumentError,
+    InvalidTypeError,
+    UnsupportedError,
+    MissingToolError,
+    CacheError,
+)
+
+# command → (module, help); a module has add_arguments(parser) and run(args) -> exit code
+COMMANDS = {
+    "doctor": ("doctor", "what is installed, what is missing and how to mend it"),
+    "list": ("kernels", "rungs of the ladder, what they serve and where"),
+    "compile": ("compile", "compile kernels for any architecture and show their resources"),
+    "run": ("run", "run a problem and check it against the reference"),
+    "inspect": ("inspect", "what the compiler made of a kernel"),
+    "sim": ("sim", "run a problem on the simulator and show what it counted and found"),
+    "cache": ("cache", "the kernels kept on disk"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code. ``--help`` and bad usage exit as argparse does."""
+    args = _parse(sys.argv[1:] if argv is None else list(argv))
+    try:
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except CuteFAError as error:
+        return _report(error, as_json=getattr(args, "json", False))
+    except BrokenPipeError:
+        # The reader has gone (cute-fa list | head); keep Python from flushing into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="cute-fa",
+        description="FlashAttention 1 to 4 as CuTe DSL kernels, compiled, run and inspected "
+        "with or without a GPU.",
+    )
+    parser.add_argument("--version", action="version", version=f"cute-fa {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    # Only the command that is asked for is imported, and it alone describes its arguments.
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module_name, text) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=text, description=text.capitalize() + ".")
+        if name == asked:
+            module = importlib.import_module(f"cute_fa.cli.{module_name}")
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser.parse_args(argv)
+
+
+def _report(error: CuteFAError, *, as_json: bool) -> int:
+    if as_json:
+        from cute_fa.cli.output import print_json
+
+        print_json({"error": _as_dict(error)})
+    else:
+        print(f"cute-fa: {error}", file=sys.stderr)
+    return USAGE if isinstance(error, _USAGE_ERRORS) else FAILED
+
+
+def _as_dict(error: CuteFAError) -> dict[str, object]:
+    return {
+        "type": type(error).__name__,
+        "what": error.what,
+        "got": None if error.got is None else str(error.got),
+        "expected": None if error.expected is None else str(error.expected),
+        "fix": error.fix,
+        "alternatives": list(error.alternatives),
+    }
