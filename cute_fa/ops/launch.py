@@ -62,6 +62,8 @@ def forward(
     if call.backend == "cuda":
         run_cuda(kernel, q.device, arguments)
     else:
+        for memory in (out, lse, *workspace):
+            memory.fill_(math.nan)  # an element that the kernel leaves out must not look right
         run_sim(kernel, device, arguments)
     return out, lse
 
@@ -86,13 +88,21 @@ def compiled(generation: str, arch: str, variant: KernelVariant) -> Compiled:
         dtype=variant.dtype,
         head_dim=variant.head_dim,
         head_dim_v=variant.head_dim_v,
-        causal=variant.causal,
-        window_size=(
+        **variant_features(variant),
+    )
+
+
+def variant_features(variant: KernelVariant) -> dict[str, Any]:
+    """Masking and softcap as ``build.compile`` takes them; the numbers themselves are arguments of
+    the launch, any that say the same will do."""
+    return {
+        "causal": variant.causal,
+        "window_size": (
             0 if variant.has_window_left else None,
             1 if variant.has_window_right else None,
         ),
-        softcap=1.0 if variant.has_softcap else 0.0,
-    )
+        "softcap": 1.0 if variant.has_softcap else 0.0,
+    }
 
 
 def run_cuda(kernel: Compiled, device: torch.device, arguments: tuple[Any, ...]) -> None:

@@ -1,0 +1,193 @@
+"""Launching without a kernel: what the host function is called with, on which device, how often."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cute_fa.ops import launch
+from cute_fa.ops.checks import Call
+from cute_fa.problem import AttentionProblem
+from cute_fa.target import get_target
+
+
+def make_call(backend="cuda", **changes):
+    values = {
+        "batch": 2,
+        "seqlen_q": 5,
+        "seqlen_k": 7,
+        "heads_q": 4,
+        "heads_k": 2,
+        "head_dim": 16,
+        "head_dim_v": 24,
+        "dtype": "bfloat16",
+    }
+    problem = AttentionProblem(**{**values, **changes})
+    has_work = bool(problem.batch and problem.seqlen_q and problem.seqlen_k)
+    call = Call(problem, "fa1", get_target("sm_80"), backend, has_work)
+    p = problem
+    q = torch.zeros(p.batch, p.seqlen_q, p.heads_q, p.head_dim, dtype=torch.bfloat16)
+    k = torch.zeros(p.batch, p.seqlen_k, p.heads_k, p.head_dim, dtype=torch.bfloat16)
+    v = torch.zeros(p.batch, p.seqlen_k, p.heads_k, p.head_dim_v, dtype=torch.bfloat16)
+    return q, k, v, call
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """A stand-in for a compiled kernel that records how it is called."""
+    record = SimpleNamespace(calls=[], backends=[], devices=[], current=None, asked=[])
+
+    def host(backend):
+        record.backends.append(backend)
+
+        def run(*arguments):
+            record.calls.append(arguments)
+            record.devices.append(record.current)
+            arguments[3].fill_(1.0)
+            arguments[4].fill_(2.0)
+
+        return run
+
+    def workspace(batch, seqlen_q, heads_q):
+        return (SimpleNamespace(name="row_max", shape=(batch, heads_q, seqlen_q), dtype="float32"),)
+
+    fake = SimpleNamespace(
+        arch="sm_80", ptx="", config=SimpleNamespace(workspace=workspace), host=host
+    )
+
+    def compiled(*key):
+        record.asked.append(key)
+        return fake
+
+    @contextmanager
+    def device(index):
+        record.current = index
+        yield
+        record.current = None
+
+    monkeypatch.setattr(launch, "compiled", compiled)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    return record
+
+
+def test_the_host_function_gets_the_abi_in_order_on_the_tensors_device(kernel):
+    q, k, v, call = make_call(
+        softmax_scale=0.5, softcap=3.0, window_left=2, window_right=10**12, causal=False
+    )
+    out, lse = launch.forward(q, k, v, call)
+    assert kernel.asked == [("fa1", "sm_80", call.problem.variant)]
+    assert kernel.backends == ["cuda"] and kernel.devices == [q.device]
+    (arguments,) = kernel.calls
+    assert arguments[0] is q and arguments[1] is k and arguments[2] is v
+    assert arguments[3] is out and arguments[4] is lse
+    assert arguments[5].shape == (2, 4, 5) and arguments[5].dtype == torch.float32
+    # a bound beyond every column is clamped to Sq + Sk
+    assert arguments[6:] == (0.5, 3.0, 2, 12)
+    assert [type(x) for x in arguments[6:]] == [float, float, int, int]
+    assert out.shape == (2, 5, 4, 24) and out.dtype == q.dtype and out.is_contiguous()
+    assert lse.shape == (2, 4, 5) and lse.dtype == torch.float32 and lse.is_contiguous()
+    assert (out == 1).all() and (lse == 2).all()
+    assert launch.last_launches() == ()
+
+
+def test_unbounded_and_causal_windows(kernel):
+    q, k, v, call = make_call(causal=True)
+    launch.forward(q, k, v, call)
+    assert kernel.calls[0][6:] == (0.25, 0.0, 12, 0)
+
+
+@pytest.mark.parametrize("changes", [{"batch": 0}, {"seqlen_q": 0}, {"seqlen_k": 0}], ids=str)
+def test_empty_problems_are_answered_without_a_kernel(kernel, changes):
+    q, k, v, call = make_call(**changes)
+    out, lse = launch.forward(q, k, v, call)
+    assert kernel.asked == [] and kernel.calls == []
+    assert out.shape == (*q.shape[:3], 24) and (out == 0).all()
+    assert lse.shape == (q.shape[0], 4, q.shape[1]) and (lse == -math.inf).all()
+
+
+def test_outputs_are_contiguous_whatever_the_strides_of_q(kernel):
+    q, k, v, call = make_call()
+    q = q.transpose(1, 2).contiguous().transpose(1, 2)
+    out, _ = launch.forward(q, k, v, call)
+    assert out.is_contiguous() and not q.is_contiguous()
+
+
+def test_dimensions_of_one_element_get_legal_strides(kernel):
+    q, k, v, call = make_call(batch=1, seqlen_q=1, heads_q=2, heads_k=1)
+    odd = q.as_strided(q.shape, (3, 5, 16, 1))
+    launch.forward(odd, k, v, call)
+    passed = kernel.calls[0][0]
+    assert passed.stride() == (8, 8, 16, 1) and passed.data_ptr() == q.data_ptr()
+    assert passed.shape == q.shape
+    launch.forward(q, k, v, call)
+    assert kernel.calls[1][0] is q
+
+
+def test_simulated_memory_starts_as_nan(kernel, monkeypatch):
+    seen = []
+
+    def run_sim(kernel, device, arguments):
+        seen.append((device, [x.isnan().all() for x in arguments[3:6]]))
+
+    monkeypatch.setattr(launch, "run_sim", run_sim)
+    q, k, v, call = make_call(backend="sim")
+    device = object()
+    out, _ = launch.forward(q, k, v, call, device=device)
+    assert seen[0][0] is device and all(seen[0][1])
+    assert out.isnan().all() and kernel.backends == []
+
+
+def test_variants_are_compiled_once_with_their_features(monkeypatch):
+    from cute_fa import build
+
+    asked = []
+
+    def compile(generation, direction, **arguments):
+        asked.append((generation, direction, arguments))
+        return object()
+
+    monkeypatch.setattr(build, "compile", compile)
+    launch.compiled.cache_clear()
+    try:
+        plain = make_call()[-1].problem.variant
+        windowed = make_call(window_left=5, window_right=0, softcap=2.0)[-1].problem.variant
+        one = launch.compiled("fa2", "sm_80", plain)
+        assert launch.compiled("fa2", "sm_80", make_call(seqlen_q=99)[-1].problem.variant) is one
+        assert launch.compiled("fa2", "sm_89", plain) is not one
+        assert launch.compiled("fa2", "sm_80", windowed) is not one
+    finally:
+        launch.compiled.cache_clear()
+    assert [(g, d, a["arch"]) for g, d, a in asked] == [
+        ("fa2", "fwd", "sm_80"),
+        ("fa2", "fwd", "sm_89"),
+        ("fa2", "fwd", "sm_80"),
+    ]
+    windows = [(a["causal"], a["window_size"], a["softcap"]) for _, _, a in asked]
+    assert windows == [(False, (None, None), 0.0)] * 2 + [(False, (0, 1), 1.0)]
+
+
+def test_what_is_compiled_is_the_variant_asked_for():
+    """The stand-in values for bounds and softcap give the same variant back."""
+    from cute_fa.build.compile import make_request
+
+    for changes in (
+        {},
+        {"causal": True},
+        {"causal": True, "window_left": 3},
+        {"window_right": 2, "softcap": 9.0},
+    ):
+        variant = make_call(**changes)[-1].problem.variant
+        request = make_request(
+            "fa1",
+            "fwd",
+            arch="sm_80",
+            dtype=variant.dtype,
+            head_dim=variant.head_dim,
+            head_dim_v=variant.head_dim_v,
+            **launch.variant_features(variant),
+        )
+        assert request.variant == variant
