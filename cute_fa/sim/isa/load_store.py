@@ -1,4 +1,4 @@
-"""Loads and stores: ``ld``, ``ldu``, ``st``, ``prefetch`` (PTX ISA 9.7.9, data movement).
+"""Loads and stores: ``ld``, ``ldu``, ``st`` (PTX ISA 9.7.9, data movement).
 
 Every state space, every width from 8 to 256 bits per thread, vectors included. Weak, volatile,
 relaxed, acquire and release accesses all take effect at once, in program order; what their
@@ -160,7 +160,8 @@ class Load(_Access):
         values = raw.view(self._from).reshape(*raw.shape, self.count)
         assert self.dest_dtypes is not None
         return tuple(
-            values[..., j].astype(dtype, copy=False) for j, dtype in enumerate(self.dest_dtypes)
+            np.ascontiguousarray(values[..., j].astype(dtype, copy=False))
+            for j, dtype in enumerate(self.dest_dtypes)
         )
 
 
@@ -221,21 +222,3 @@ class Store(_Access):
         else:
             wide = addresses.astype(np.uint64, copy=False)
             ctx.wave.memory.scatter(wide, self.nbytes, values, mask, fault_of(ctx))
-
-
-@effect("prefetch", "prefetchu", "applypriority", "discard", "createpolicy")
-class NoEffect(Decoded):
-    """Cache hints and policies (PTX ISA 9.7.9): nothing that a program can observe.
-
-    ``discard`` leaves the old bytes, which is one of the values it may leave. A policy is 0.
-    """
-
-    counter_class = "other"
-
-    def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
-        super().__init__(instr, kernel)
-        if instr.op == "createpolicy":
-            self.dests = register_names(instr.operands[0])
-
-    def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> tuple[np.ndarray, ...]:
-        return tuple(np.zeros(1, np.uint64) for _ in self.dests)

@@ -270,18 +270,3 @@ class Elect(Decoded):
         lowest = taking & (~taking + np.uint32(1))
         leader = (np.frexp(lowest.astype(np.float64))[1] - 1).astype(np.uint32)
         return leader, leader == LANES
-
-
-@effect("activemask")
-class ActiveMask(Decoded):
-    """``activemask.b32 d`` (PTX ISA 9.7.13.8): the lanes of the warp that execute it now."""
-
-    counter_class = "vote"
-
-    def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
-        super().__init__(instr, kernel)
-        self.dests = register_names(instr.operands[0])
-        self.sources = ()
-
-    def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> tuple[np.ndarray]:
-        return (lane_bits(active_lanes(ctx, mask)),)
