@@ -306,6 +306,25 @@ class GlobalMemory:
             fault("global-out-of-bounds", text, lost, addresses)
         return parts
 
+    def writable_words(
+        self, addresses: np.ndarray, nbytes: int, mask: np.ndarray | None, fault: Fault
+    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Where a read-modify-write of each lane lies, region by region.
+
+        Returns:
+            (view, index, lanes): elements of ``nbytes``, the element number of each lane of
+            ``lanes`` (bool, shaped as ``addresses``), in lane order.
+        """
+        out = []
+        for region, lanes in self.locate(addresses, nbytes, mask, fault):
+            view, origin = region.words(nbytes)
+            index = _index(addresses[lanes], origin, nbytes)
+            if self._may_write(region, nbytes, lanes, addresses, fault):
+                if region.initialised is not None:
+                    region.shadow(nbytes)[index] = _ones(nbytes)
+                out.append((view, index, lanes))
+        return out
+
     def describe(self, address: int, nbytes: int) -> str:
         """A sentence on an access outside every region: the nearest region and the distance."""
         text = f"{nbytes}-byte access at {address:#x}"
@@ -350,21 +369,30 @@ class GlobalMemory:
             full = np.zeros(addresses.shape, WORDS[nbytes])
             full[mask] = values
         for region, lanes in self.locate(addresses, nbytes, mask, fault):
-            if not region.writable:
-                text = f"{nbytes}-byte store to {region.name}, which is read-only"
-                fault("global-read-only-write", text, lanes, addresses)
+            if not self._may_write(region, nbytes, lanes, addresses, fault):
                 continue
-            if region.private:
-                raise CuteFAError(
-                    "a worker process wrote to memory that was found only after it began",
-                    got=f"a store to {region.name} ({region.nbytes} bytes at {region.base:#x})",
-                    fix="run with workers=1, or register the memory before the launch",
-                )
             view, origin = region.words(nbytes)
             index = _index(addresses[lanes], origin, nbytes)
             view[index] = full[lanes]
             if region.initialised is not None:
                 region.shadow(nbytes)[index] = _ones(nbytes)
+
+    @staticmethod
+    def _may_write(
+        region: Region, nbytes: int, lanes: np.ndarray, addresses: np.ndarray, fault: Fault
+    ) -> bool:
+        """Whether stores to the region are allowed; reports those that are not."""
+        if not region.writable:
+            text = f"{nbytes}-byte store to {region.name}, which is read-only"
+            fault("global-read-only-write", text, lanes, addresses)
+            return False
+        if region.private:
+            raise CuteFAError(
+                "a worker process wrote to memory that was found only after it began",
+                got=f"a store to {region.name} ({region.nbytes} bytes at {region.base:#x})",
+                fix="run with workers=1, or register the memory before the launch",
+            )
+        return True
 
     def share(self) -> None:
         """Move every writable region into memory that forked processes share.

@@ -39,14 +39,17 @@ def register_bytes(kernel: ptx.Kernel, name: str | None) -> int:
     return accesses.element_bits((kernel.registers[name][1:],)) // 8
 
 
-class _Access(Decoded):
-    """What loads and stores have in common.
+class MemoryAccess(Decoded):
+    """What loads, stores and atomics have in common.
 
     Attributes:
         space: one of ``accesses.SPACES`` or "generic".
         element: bytes of one element; count: elements per thread; nbytes: of the whole access.
         signed: the type sign-extends into wider registers.
     """
+
+    operators: frozenset[str] = frozenset()
+    """Further modifiers that the instruction takes."""
 
     def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
         super().__init__(instr, kernel)
@@ -63,9 +66,10 @@ class _Access(Decoded):
         for part in instr.parts[1:-1]:
             name = part.partition("::")[0]
             known = name in accesses.SPACES or part in _IGNORED or part in ("v2", "v4", "v8")
+            known = known or part in self.operators
             if not known and not part.startswith(_IGNORED_PREFIXES):
                 raise self.unsupported(f"modifier .{part}")
-        self.counter_class = f"{instr.op[:2]}_{self.space}"  # type: ignore[misc]
+        self.counter_class = f"{instr.op}_{self.space}"  # type: ignore[misc]
 
     def spaces(self, addresses: np.ndarray, mask: Mask) -> list[tuple[str, Mask]]:
         """Which state space each lane's generic address lies in."""
@@ -105,7 +109,7 @@ class _Access(Decoded):
 
 
 @effect("ld", "ldu")
-class Load(_Access):
+class Load(MemoryAccess):
     """``ld``, ``ld.global.nc`` and ``ldu`` (PTX ISA 9.7.9.8 to 9.7.9.10)."""
 
     counter_class = "ld"
@@ -166,7 +170,7 @@ class Load(_Access):
 
 
 @effect("st")
-class Store(_Access):
+class Store(MemoryAccess):
     """``st`` (PTX ISA 9.7.9.11). ``st.async`` and ``st.bulk`` are not served."""
 
     counter_class = "st"
