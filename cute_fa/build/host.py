@@ -37,9 +37,10 @@ def load_host(backend: str, host_object: bytes, directory: Path | None) -> Any:
         CompileError: linking or loading failed.
     """
     if backend == "sim":
-        from cute_fa.sim.runtime import stub_library
+        from cute_fa.sim.runtime import runtime as simulated_runtime
 
-        runtime = Path(stub_library())
+        # The one that is loaded here, whatever the cache directory is by now.
+        runtime = simulated_runtime().path
     elif backend == "cuda":
         runtime = toolchain.runtime_library()
         if toolchain.c_compiler() is None:

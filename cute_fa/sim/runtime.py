@@ -212,6 +212,7 @@ class Runtime:
     """The loaded stand-in: its handles, and the calls in progress on each thread.
 
     Attributes:
+        path: the loaded library, which host functions of this process must be linked against.
         ambient: gives the call that receives what host code asks outside of every `running` block
             (compiled code that other compiled code calls); None where nothing is simulated.
     """
@@ -223,7 +224,8 @@ class Runtime:
         self._next_handle = 1
         self._thread = threading.local()
         self._lock = threading.Lock()
-        self._library = ctypes.CDLL(str(stub_library()))
+        self.path = stub_library()
+        self._library = ctypes.CDLL(str(self.path))
         self._callbacks = _Callbacks(
             **{name: kind(self._guarded(name)) for name, kind in _SIGNATURES.items()}
         )
@@ -248,7 +250,8 @@ class Runtime:
             calls.pop()
             failure, self._thread.failure = self._thread.failure, outer
         if failure is not None:
-            raise failure
+            # Without the context: what the host code made of the error code says nothing more.
+            raise failure from failure.__cause__
 
     def is_running(self) -> bool:
         """Whether host code is running on this thread."""
