@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
-from cute_fa.problem import DTYPE_BYTES, AttentionProblem, normalise_window
+from cute_fa.problem import DTYPE_BYTES, AttentionProblem, KernelVariant, normalise_window
 from cute_fa.target import Target, get_target, target_of_capability
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ ALIGNMENT_BYTES = 16  # of one global-memory access of a thread
 # Heads and batches are grid dimensions y and z (CUDA C++ Programming Guide, compute capabilities).
 MAX_GRID_YZ = 65535
 DTYPES = {getattr(torch, name): name for name in DTYPE_BYTES}
+
+_chosen: dict[tuple[KernelVariant, str, str], str] = {}
 
 
 @dataclass(frozen=True)
@@ -299,14 +301,19 @@ def choose_target(q: Tensor, options: Options, backend: str, device: Device | No
 
 
 def choose_generation(problem: AttentionProblem, target: Target, options: Options) -> str:
-    """The registry's choice.
+    """The registry's choice, which depends on the problem's variant only; asked once for each.
 
     Raises:
         UnsupportedError: nothing serves the problem there, or not the generation asked for.
     """
-    from cute_fa import build
+    key = (problem.variant, target.arch, options.generation)
+    chosen = _chosen.get(key)
+    if chosen is None:
+        from cute_fa import build
 
-    return build.choose_generation(problem, target, options.generation)
+        chosen = build.choose_generation(problem, target, options.generation)
+        _chosen[key] = chosen
+    return chosen
 
 
 def check_memory(q: Tensor, k: Tensor, v: Tensor) -> None:
