@@ -39,6 +39,8 @@ class Rule:
 
 _RULES = (
     Rule("deadlock", ERROR, "no thread can run on, and some wait"),
+    Rule("livelock", ERROR, "threads run for ever without getting anywhere"),
+    Rule("trap", ERROR, "the program stopped itself"),
     Rule(
         "divergent-collective",
         ERROR,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cute_fa import ptx
-from cute_fa.sim import isa
+from cute_fa.sim import isa, shared_layout
 from cute_fa.sim.counters import Counters
 from cute_fa.sim.isa import Mask, Ticket, WaitReason
 from cute_fa.sim.lanes import WARP_LANES, LaneSet, LaneSpace, Rect
@@ -21,6 +21,7 @@ from cute_fa.sim.lanes import WARP_LANES, LaneSet, LaneSpace, Rect
 if TYPE_CHECKING:
     from cute_fa.sim.hazards import Hazard
     from cute_fa.sim.memory import GlobalMemory
+    from cute_fa.sim.program import Program
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class Wave:
         shared_state: the subsystems' state for this wave, by name.
         counters, hazards: filled as the wave runs.
         rng: the wave's own seeded generator, for random completion.
+        program: the prepared kernel; :meth:`register` looks registers up in it.
+        steps: block executions so far.
     """
 
     def __init__(
@@ -112,10 +115,9 @@ class Wave:
         options: SimOptions,
         memory: GlobalMemory,
         cta_ids: np.ndarray,
+        program: Program,
         index: int = 0,
     ) -> None:
-        from cute_fa.sim import shared_layout
-
         self.module = module
         self.kernel = kernel
         self.config = config
@@ -131,13 +133,20 @@ class Wave:
         self.shared_symbols, self.smem_end = shared_layout.place(module, kernel, config.smem_bytes)
         self.smem = np.zeros((self.num_ctas, shared_layout.padded(self.smem_end)), np.uint8)
         self.space = LaneSpace(self.num_warps, self.num_ctas)
-        self.alive = np.zeros(self.space.shape, bool)
-        self.alive.transpose(1, 0, 2).reshape(self.num_ctas, -1)[:, : config.threads] = True
+        thread = np.arange(self.num_warps * WARP_LANES).reshape(-1, 1, WARP_LANES)
+        self.alive = np.repeat(thread < config.threads, self.num_ctas, axis=1)
         self.counters = Counters()
         self.hazards: list[Hazard] = []
         self.rng = np.random.default_rng((options.seed, index))
         self.shared_state: dict[str, Any] = {}
         self.regs: dict[str, np.ndarray] = {}
+        self.program = program
+        self.steps = 0
+
+    def register(self, name: str) -> np.ndarray:
+        """The register file's row for a register: ``(W, R, 32)``, unsigned or bool."""
+        place = self.program.location(name)
+        return self.regs[place.file][place.rows[0]]
 
 
 class BlockContext:
@@ -166,6 +175,7 @@ class BlockContext:
         self.block_index = 0
         self.yielded: LaneSet | None = None
         self.freed: list[tuple[int, LaneSet]] = []
+        self.parked: list[Ticket] = []  # by the block being run
 
     def laneset(self, mask: Mask) -> LaneSet | None:
         """The active lanes as a set: ``mask`` over ``rect`` (None: all of ``lanes``)."""
@@ -194,7 +204,25 @@ class BlockContext:
         resume = self.block_index if retry else self.block_index + 1
         ticket = Ticket(held, reason, self.instr, resume, may_time_out, retry)
         self.tickets[ticket] = None
+        self.parked.append(ticket)
         return ticket
+
+    def not_parked(self, lanes: LaneSet) -> LaneSet | None:
+        """What is left of ``lanes`` without those that the running block parked."""
+        left: LaneSet | None = lanes
+        for ticket in self.parked:
+            if left is not None:
+                left = left.minus(ticket.lanes)
+        return left
+
+    def store_results(self, handler: isa.Decoded, lanes: LaneSet, results: Iterable[Any]) -> None:
+        """Write the destinations of a blocking instruction for the lanes that go on."""
+        w0, w1, c0, c1 = self.rect
+        where = lanes.full_mask()[w0:w1, c0:c1]
+        for name, result in zip(handler.dests, results, strict=True):
+            if name is not None:
+                view = self.wave.register(name)[w0:w1, c0:c1]
+                np.copyto(view, np.asarray(result).view(view.dtype), where=where)
 
     def release(self, *tickets: Ticket) -> None:
         """Make the lanes of tickets ready again. Lanes that are being run may be among them."""
@@ -228,7 +256,8 @@ class BlockContext:
         """Record a hazard of the running instruction; raises ``HazardError`` if strict says so.
 
         Args:
-            rule: its name; nothing happens if ``options.checks`` leaves the rule out.
+            rule: its name; nothing happens if it is an optional rule that ``options.checks`` leaves
+                out.
             message: one sentence with the figures.
             severity: "error", "warning" or "info".
             mask: lanes concerned, over ``rect``; the first gives cta, warp and lane if not given.
@@ -236,7 +265,8 @@ class BlockContext:
         """
         from cute_fa.sim import hazards
 
-        if not self.wave.options.checks_rule(rule):
+        known = hazards.RULES.get(rule)
+        if known is not None and known.optional and not self.wave.options.checks_rule(rule):
             return
         if warp is None and cta is None:
             first = self.lanes.dense_mask() if mask is None else mask & self.lanes.dense_mask()

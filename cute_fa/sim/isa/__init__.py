@@ -45,14 +45,27 @@ class UnsupportedInstruction(UnsupportedError):
         why: which part of it is not supported.
     """
 
-    def __init__(self, instr: ptx.Instr, why: str = "no handler for this form") -> None:
+    def __init__(
+        self, instr: ptx.Instr, why: str = "no handler for this form", more: Sequence[str] = ()
+    ) -> None:
         self.instr = instr
         self.why = why
+        self.lines = (f"line {instr.line}: {instr.text}  ({why})", *more)
+        kinds = "a PTX instruction" if not more else f"{len(self.lines)} PTX instructions"
         super().__init__(
-            "the simulator does not support a PTX instruction",
-            got=f"line {instr.line}: {instr.text}  ({why})",
+            f"the simulator does not support {kinds}",
+            got="\n            ".join(self.lines),
             fix="report the instruction; if it is not needed, compile the program without it",
         )
+
+    @classmethod
+    def of_many(cls, errors: Sequence[UnsupportedInstruction]) -> UnsupportedInstruction:
+        """One error that lists every form of several, each form once."""
+        forms: dict[tuple[str, str], UnsupportedInstruction] = {}
+        for error in errors:
+            forms.setdefault((error.instr.opcode, error.why), error)
+        first, *others = forms.values()
+        return cls(first.instr, first.why, [line for error in others for line in error.lines])
 
 
 class Decoded:
