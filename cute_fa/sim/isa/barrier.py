@@ -157,19 +157,15 @@ class _Barrier(Decoded):
         ids: np.ndarray,
         counts: np.ndarray | None,
         predicate: np.ndarray | None = None,
-    ) -> list[Ticket]:
-        """Arrive with the ``active`` lanes; returns the tickets of those who have to wait."""
+    ) -> None:
+        """Arrive with the ``active`` lanes, and park those who have to wait."""
         warps = np.asarray(active.any(axis=-1))
         numbers = np.where(active, ids.astype(np.int64), -1).max(axis=-1)
-        tickets = []
         for c in np.flatnonzero(warps.any(axis=0)):
             for number in np.unique(numbers[warps[:, c], c]):
                 lanes = np.zeros_like(active)
                 lanes[:, c] = active[:, c] & (numbers[:, c, None] == number)
-                ticket = self._arrive_one(ctx, int(number), int(c), lanes, counts, predicate)
-                if ticket is not None:
-                    tickets.append(ticket)
-        return tickets
+                self._arrive_one(ctx, int(number), int(c), lanes, counts, predicate)
 
     def arrive_together(
         self, ctx: BlockContext, mask: Mask, ids: np.ndarray, counts: np.ndarray | None
@@ -203,8 +199,8 @@ class _Barrier(Decoded):
         lanes: np.ndarray,
         counts: np.ndarray | None,
         predicate: np.ndarray | None,
-    ) -> Ticket | None:
-        """Arrive at one barrier of one CTA; the ticket of the lanes if they have to wait."""
+    ) -> None:
+        """Arrive at one barrier of one CTA; park the lanes if they have to wait."""
         barriers: NamedBarriers = ctx.subsystem(NamedBarriers.name)
         w0, w1, c0, _ = ctx.rect
         slot = c0 + column
@@ -214,7 +210,7 @@ class _Barrier(Decoded):
         if not 0 <= number < NUM_BARRIERS:
             text = f"barrier {number} of 0 to {NUM_BARRIERS - 1}"
             report_lanes(ctx, "barrier-id", text, lanes)
-            return None
+            return
         if counts is not None and not self._count_is_good(ctx, lanes, counts, count):
             count = max(WARP, min(count // WARP * WARP, ctx.wave.num_warps * WARP))
         key = slot, number
@@ -244,13 +240,9 @@ class _Barrier(Decoded):
             if self.verb == "red":
                 self._keep_result(barriers, use, slot)
             barriers.complete(ctx, slot, number)
-            return None
-        if self.verb == "arrive":
-            return None
-        reason = WaitReason("waits at", use.expected, lambda: use.arrived, f"barrier {number}")
-        ticket = ctx.park(lanes, reason, retry=self.verb == "red")
-        use.waiting.append(ticket)
-        return ticket
+        elif self.verb != "arrive":
+            reason = WaitReason("waits at", use.expected, lambda: use.arrived, f"barrier {number}")
+            use.waiting.append(ctx.park(lanes, reason, retry=self.verb == "red"))
 
     def _keep_result(self, barriers: NamedBarriers, use: Use, slot: int) -> None:
         """Store the reduction's value for each warp that takes part."""
@@ -300,10 +292,8 @@ class BarrierSync(_Barrier):
         if self.arrive_together(ctx, mask, ids, counts):
             return None
         active = ctx.lanes.dense_mask() if mask is None else mask
-        going = ctx.laneset(mask)
-        for ticket in self.arrive(ctx, active, ids, counts):
-            going = going.minus(ticket.lanes) if going is not None else None
-        return going
+        self.arrive(ctx, active, ids, counts)
+        return None
 
 
 @effect("bar.arrive", "barrier.arrive", "bar.cta.arrive", "barrier.cta.arrive")
