@@ -14,7 +14,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from cute_fa import env
@@ -201,6 +200,8 @@ def link_shared(objects: list[Path], libraries: list[Path], output: Path) -> Non
 
 
 def _version(distribution: str, install: str) -> str:
+    from importlib import metadata
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

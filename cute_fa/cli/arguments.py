@@ -60,9 +60,11 @@ def add_simulation(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_generation(parser: argparse.ArgumentParser, *, arch: str = "sm_80") -> None:
+def add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-g", "--generation", default="auto", help="fa1, fa2, … (default auto)")
-    parser.add_argument("-a", "--arch", default=arch, help=f"architecture (default {arch})")
+    parser.add_argument(
+        "-a", "--arch", help="architecture; default sm_80 on the simulator, the GPU's own on a GPU"
+    )
 
 
 def problem_of(args: argparse.Namespace) -> AttentionProblem:

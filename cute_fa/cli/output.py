@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cute_fa import env
@@ -56,7 +56,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([styled(line(header), "bold"), *(line(row) for row in cells)])
 
 
-def pairs(items: dict[str, object], indent: str = "") -> str:
+def pairs(items: Mapping[str, object], indent: str = "") -> str:
     """``name  value`` lines with the values aligned."""
     width = max((len(name) for name in items), default=0)
     return "\n".join(f"{indent}{name.ljust(width)}  {_cell(v)}" for name, v in items.items())

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    settings = settings_of(args)
+    settings = settings_of(args, args.backend)
     cases = _cases(args)
     documents = []
     failed = 0
@@ -55,14 +55,14 @@ def run(args: argparse.Namespace) -> int:
     return FAILED if failed else OK
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace, backend: str = "sim") -> Settings:
+    """How the arguments of ``add_generation`` and ``add_simulation`` ask for it to be run."""
     from cute_fa.target import get_target
 
-    backend = getattr(args, "backend", "sim")
+    arch = args.arch if args.arch is not None or backend == "cuda" else "sm_80"
     return Settings(
         generation=args.generation,
-        # A GPU has its own architecture; one that was asked for must agree with it.
-        arch=get_target(args.arch).arch if backend == "sim" or args.arch != "sm_80" else None,
+        arch=None if arch is None else get_target(arch).arch,
         backend=backend,
         completion=args.completion,
         checks=not args.no_checks,

@@ -80,8 +80,10 @@ def run_case(case: Case, settings: Settings) -> Result:
     else:
         from cute_fa import sim
 
+        assert settings.arch is not None, "the simulator needs an architecture"
+
         device = sim.Device(
-            settings.arch or "sm_80",
+            settings.arch,
             seed=settings.seed,
             completion=settings.completion,
             checks=settings.checks,

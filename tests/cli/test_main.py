@@ -1,0 +1,123 @@
+"""The command line as a whole: help, errors, exit codes, and what it loads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cute_fa.cli import main as cli
+from cute_fa.cli.main import COMMANDS, main
+from cute_fa.errors import CompileError, InvalidArgumentError, MissingToolError
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help(command: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"] if command else ["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: cute-fa {command or '[-h]'}")
+    if command is None:
+        assert all(name in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["no-such-command"], ["cache"], ["cache", "eat"], ["run", "--batch", "x"]]
+)
+def test_bad_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert "usage: cute-fa" in capsys.readouterr().err
+
+
+def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(args) -> int:
+        raise error
+
+    monkeypatch.setattr("cute_fa.cli.kernels.run", run)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidArgumentError("bad thing", got=3, expected="4", fix="do so"), 2),
+        (MissingToolError("no tool"), 2),
+        (CompileError("broken"), 1),
+    ],
+)
+def test_errors_are_told_without_a_traceback(
+    error: Exception,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fail_with(error, monkeypatch)
+    assert main(["list"]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err == f"cute-fa: {error}\n"
+
+
+def test_an_error_as_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(InvalidArgumentError("bad", got=[3], fix="do so", alternatives=["fa2"]), monkeypatch)
+    assert main(["list", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out) == {
+        "error": {
+            "type": "InvalidArgumentError",
+            "what": "bad",
+            "got": "[3]",
+            "expected": None,
+            "fix": "do so",
+            "alternatives": ["fa2"],
+        }
+    }
+
+
+def test_a_bug_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(ZeroDivisionError(), monkeypatch)
+    with pytest.raises(ZeroDivisionError):
+        main(["list"])
+
+
+def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(KeyboardInterrupt(), monkeypatch)  # type: ignore[arg-type]
+    assert main(["list"]) == 130
+
+
+def test_python_dash_m() -> None:
+    command = [sys.executable, "-m", "cute_fa", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("cute-fa ")
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m cute_fa list; echo code $? >&2"
+    result = subprocess.run(
+        ["bash", "-c", f"({command}) | true"], capture_output=True, text=True, check=True
+    )
+    assert result.stderr.strip() == "code 0"
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["list"], ["list", "--json"], ["cache", "path"]])
+def test_light_commands_load_no_heavy_package(argv: list[str]) -> None:
+    program = (
+        "import sys; from cute_fa.cli.main import main\n"
+        f"try: main({argv!r})\n"
+        "except SystemExit: pass\n"
+        "heavy = ('torch', 'numpy', 'cutlass', 'tvm_ffi')\n"
+        "print(*(m for m in heavy if m in sys.modules), file=sys.stderr)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stderr.strip() == ""
+    assert result.stdout
+
+
+def test_exit_codes_are_the_documented_ones() -> None:
+    assert (cli.OK, cli.FAILED, cli.USAGE) == (0, 1, 2)
