@@ -1,6 +1,7 @@
 """A simulator for CuTe DSL programs: runs their compiled PTX on numpy, no GPU needed.
 
-``Device`` is the entry for programs; ``execute.execute`` runs one kernel of a parsed PTX module. The parts:
+``Device`` is the entry for programs; ``execute.execute`` runs one kernel of a parsed PTX module.
+The parts:
 
 * ``isa/``: what each PTX instruction means, one small function or class each;
 * ``codegen``, ``render``, ``program``, ``machine``: basic blocks as Python functions over numpy

@@ -1,8 +1,8 @@
 """numpy's BLAS on one thread while a launch runs.
 
 The simulator's matrix products are small: threads cost more than they bring, and forked processes
-that each start a set of them get in one another's way. numpy has no switch for it, so the one of the
-OpenBLAS that it loaded is called; another BLAS is left as it is.
+that each start a set of them get in one another's way. numpy has no switch for it, so the one of
+the OpenBLAS that it loaded is called; another BLAS is left as it is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Basic blocks as Python functions over numpy arrays.
 
-Each block of a kernel becomes the source of a function ``block(ctx, mask)``. Inside it registers are
-local variables in single-assignment form: a value computed in the block is a fresh array of the
+Each block of a kernel becomes the source of a function ``block(ctx, mask)``. Inside it registers
+are local variables in single-assignment form: a value computed in the block is a fresh array of the
 rectangle's shape, or a smaller one that broadcasts to it (a constant, a parameter, something that
 depends on the CTA only). Everything is computed for the whole rectangle, inactive lanes included;
 only registers that are live at the block's end are stored to the register file, and only there
@@ -149,9 +149,7 @@ class BlockEmitter:
             return self.constant(_float_bits(operand, dtype), dtype)
         if isinstance(operand, ptx.Special):
             text = self.special(operand.name)
-            held = CLOCKS.get(
-                operand.name, "b1" if operand.name == "%is_explicit_cluster" else "u4"
-            )
+            held = _special_dtype(operand.name)
             return text if held == dtype else self.let(f"{text}.astype({dtype})")
         if isinstance(operand, ptx.Symbol):
             return self._symbol(operand, dtype)
@@ -529,7 +527,7 @@ class BlockEmitter:
         if isinstance(operand, ptx.Symbol):
             return self.program.symbol_dtype(operand.name)
         if isinstance(operand, ptx.Special):
-            return CLOCKS.get(operand.name, "u4")
+            return _special_dtype(operand.name)
         return "u4" if _fits(operand, 32) else "u8"
 
     def _call(self, decoded: Decoded, arguments: str) -> None:
@@ -567,6 +565,10 @@ def _code(dtype: Any) -> str:
     """The two-letter code of a numpy dtype given in any form."""
     found = np.dtype(dtype)
     return "b1" if found.kind == "b" else f"{found.kind}{found.itemsize}"
+
+
+def _special_dtype(name: str) -> str:
+    return "b1" if name == "%is_explicit_cluster" else CLOCKS.get(name, "u4")
 
 
 def _fits(operand: ptx.Operand, width: int) -> bool:

@@ -139,9 +139,9 @@ def is_ordered(kernel: ptx.Kernel) -> bool:
     for instr in kernel.body:
         if instr.op in ("atom", "red", "multimem") and "shared" not in instr.opcode:
             return True
-        if instr.op == "ld" and ("acquire" in instr.parts or "volatile" in instr.parts):
-            if "shared" not in instr.opcode:
-                return True
+        waits = "acquire" in instr.parts or "volatile" in instr.parts
+        if instr.op == "ld" and waits and "shared" not in instr.opcode:
+            return True
         if instr.opcode.startswith(("cp.reduce", "clusterlaunchcontrol")):
             return True
     return False

@@ -32,7 +32,7 @@ _FILES = {"p": np.dtype(bool), "h": np.dtype("u2"), "r": np.dtype("u4"), "d": np
 
 
 class Machine:
-    """Register files for waves of ``num_warps`` x ``num_ctas`` warps, and the blocks bound to them."""
+    """Register files for waves of one shape, and the blocks bound to them."""
 
     def __init__(self, program: Program, num_warps: int, num_ctas: int, params: bytes) -> None:
         self.program = program

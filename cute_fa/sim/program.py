@@ -19,35 +19,12 @@ from cute_fa.sim.isa.types import NUMPY, register_class
 from cute_fa.sim.render import render
 from cute_fa.sim.runner import HELPERS
 
-_UFUNCS = [
-    "absolute",
-    "add",
-    "bitwise_and",
-    "bitwise_or",
-    "bitwise_xor",
-    "copysign",
-    "cos",
-    "divide",
-    "equal",
-    "exp2",
-    "greater",
-    "greater_equal",
-    "invert",
-    "left_shift",
-    "less",
-    "less_equal",
-    "logical_or",
-    "maximum",
-    "minimum",
-    "multiply",
-    "negative",
-    "not_equal",
-    "right_shift",
-    "sin",
-    "sqrt",
-    "subtract",
-    "tanh",
-]
+_UFUNCS = (
+    *("absolute", "add", "bitwise_and", "bitwise_or", "bitwise_xor", "copysign", "cos", "divide"),
+    *("equal", "exp2", "greater", "greater_equal", "invert", "left_shift", "less", "less_equal"),
+    *("logical_or", "maximum", "minimum", "multiply", "negative", "not_equal", "right_shift"),
+    *("sin", "sqrt", "subtract", "tanh"),
+)
 
 
 @dataclass

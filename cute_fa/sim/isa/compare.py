@@ -1,5 +1,5 @@
-"""Comparison and selection: PTX ISA sections 9.7.6 (``set``, ``setp``, ``selp``, ``slct``) and 9.7.7
-(half precision).
+"""Comparison and selection: PTX ISA sections 9.7.6 (``set``, ``setp``, ``selp``, ``slct``) and
+9.7.7 (half precision).
 
 Ordered comparisons are false if an operand is NaN, the forms that end in ``u`` are true.
 """

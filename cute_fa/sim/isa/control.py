@@ -1,7 +1,7 @@
 """Control flow, hints and traps: PTX ISA section 9.7.12 and the miscellaneous ones of 9.7.19.
 
-Branches, ``ret`` and ``exit`` have no handlers: the code generator turns them into the ends of basic
-blocks (``codegen.TERMINATORS``). A trap stops its threads and is always an error.
+Branches, ``ret`` and ``exit`` have no handlers: the code generator turns them into the ends of
+basic blocks (``codegen.TERMINATORS``). A trap stops its threads and is always an error.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 def emit_hint(e: Any) -> None:
     """Cache, profiling and grid-dependency hints: no effect on results.
 
-    ``createpolicy`` writes an opaque cache policy (9.7.9.18): any value will do, it is 0 here. Grids
-    run one after another, so ``griddepcontrol`` has nothing to wait for (9.7.13.13).
+    ``createpolicy`` writes an opaque cache policy (9.7.9.18): any value will do, it is 0 here.
+    Grids run one after another, so ``griddepcontrol`` has nothing to wait for (9.7.13.13).
     """
     if e.parts[0] == "createpolicy":
         e.dst(e.constant(0, "u8"), "u8")

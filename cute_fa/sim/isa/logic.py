@@ -271,12 +271,9 @@ def emit_lop3(e: Any) -> None:
     word = e.let(call)
     pair = e.operands[0]
     e.dst(word, "u4", operand=pair.first)
-    join = _LOGIC[e.parts[1]]
-    e.dst(
-        f"{join}(not_equal({word}, {e.constant(0, 'u4')}), {e.src(5, 'b1')})",
-        "b1",
-        operand=pair.second,
-    )
+    nonzero = f"not_equal({word}, {e.constant(0, 'u4')})"
+    joined = f"{_LOGIC[e.parts[1]]}({nonzero}, {e.src(5, 'b1')})"
+    e.dst(joined, "b1", operand=pair.second)
 
 
 @pure("shl", types=BITS)
