@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _IGNORED = frozenset(
     (
-        *("weak", "volatile", "relaxed", "acquire", "release", "mmio"),
+        *("weak", "volatile", "relaxed", "acquire", "release", "acq_rel", "mmio"),
         *("cta", "cluster", "gpu", "sys"),
         *("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "unified"),
     )
