@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from cute_fa import sim
 from cute_fa.build import KernelCache, KernelEntry, compile, compile_many
 from cute_fa.build.compile import (
     Request,
@@ -283,3 +284,11 @@ def test_a_request_compares_by_content(tiny: KernelEntry) -> None:
     assert isinstance(request, Request)
     again = make_request("tiny", "fwd", arch="8.0", dtype=torch.float16, head_dim=64)
     assert request == again and request.key == again.key
+
+
+def test_a_simulated_device_around_it_changes_nothing(tiny: KernelEntry) -> None:
+    outside = tiny_compile(use_cache=False)
+    with sim.Device("sm_90a"):
+        inside = tiny_compile(use_cache=False)
+    assert inside.key == outside.key
+    assert inside.ptx == outside.ptx and inside.cubin == outside.cubin
