@@ -109,7 +109,7 @@ def idiv(a: Array, b: Array) -> Array:
 
     The ISA leaves division by zero unspecified; all ones is what GPUs return for it.
     """
-    quotient = _magnitude(a) // np.where(b == 0, b.dtype.type(1), _magnitude(b))
+    quotient = _magnitude(a) // _divisor(b)
     if a.dtype.kind == "i":
         quotient = np.where((a < 0) ^ (b < 0), np.zeros_like(quotient) - quotient, quotient)
     ones = ~quotient.dtype.type(0)
@@ -119,11 +119,15 @@ def idiv(a: Array, b: Array) -> Array:
 @library
 def irem(a: Array, b: Array) -> Array:
     """``rem``: remainder with the dividend's sign; by zero it gives the dividend (9.7.1.9)."""
-    divisor = np.where(b == 0, b.dtype.type(1), _magnitude(b)).view(_unsigned(a))
-    rest = _magnitude(a) % divisor
+    rest = _magnitude(a) % _divisor(b)
     if a.dtype.kind == "i":
         rest = np.where(a < 0, np.zeros_like(rest) - rest, rest)
     return np.where(b == 0, a, rest.view(a.dtype))
+
+
+def _divisor(b: Array) -> Array:
+    """|b|, or 1 where b is 0 (the result is replaced there)."""
+    return np.where(b == 0, _unsigned(b).type(1), _magnitude(b))
 
 
 def _unsigned(x: Array) -> np.dtype:
