@@ -72,8 +72,8 @@ class Compiled:
 
     @cached_property
     def resources(self) -> KernelResources:
-        """Registers, stack, shared memory, threads and occupancy, read from the cubin and PTX."""
-        return kernel_resources(self.cubin, self.ptx, self.config, self.target)
+        """Registers, spills, shared memory, threads and occupancy, read from the cubin."""
+        return kernel_resources(self.cubin, self.kernel_name, self.config, self.target)
 
     def host(self, backend: str) -> Any:
         """The launch function for "sim" or "cuda": a TVM-FFI function of the kernel's arguments.

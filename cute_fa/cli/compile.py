@@ -128,6 +128,9 @@ def _write(kernel, folder: Path) -> list[str]:
     return [str(ptx), str(cubin)]
 
 
+_HEADER = ("kernel", "regs", "stack", "spills", "smem", "threads", "CTAs/SM", "limited by", "key")
+
+
 def _print(
     described: list[dict[str, Any]], errors: list[CuteFAError], skipped: list[UnsupportedError]
 ) -> None:
@@ -135,11 +138,13 @@ def _print(
     for row in described:
         found = row["resources"]
         smem = found["static_smem_bytes"] + found["dynamic_smem_bytes"]
+        spills = found["spill_store_bytes"] + found["spill_load_bytes"]
         rows.append(
             (
                 row["kernel"],
                 found["registers"],
                 found["stack_bytes"],
+                spills,
                 size(smem),
                 found["threads"],
                 found["ctas_per_sm"],
@@ -147,7 +152,17 @@ def _print(
                 row["key"][:12],
             )
         )
-    header = ["kernel", "regs", "stack", "smem", "threads", "CTAs/SM", "limited by", "key"]
+    header = [
+        "kernel",
+        "regs",
+        "stack",
+        "spills",
+        "smem",
+        "threads",
+        "CTAs/SM",
+        "limited by",
+        "key",
+    ]
     if rows:
         print(table(header, rows))
     for title, failures in (("not served", skipped), ("failed", errors)):

@@ -19,7 +19,7 @@ from cute_fa.cli.arguments import add_json
 from cute_fa.cli.main import FAILED, OK
 from cute_fa.cli.output import print_json, size, styled
 from cute_fa.cli.progress import Progress
-from cute_fa.errors import CuteFAError
+from cute_fa.errors import CuteFAError, MissingToolError
 
 GOOD, NOTE, BAD = "ok", "note", "bad"
 _MARKS = {GOOD: ("ok  ", "green"), NOTE: ("note", "yellow"), BAD: ("BAD ", "red")}
@@ -71,14 +71,14 @@ def _print(finding: Finding) -> None:
 
 
 def _python() -> Iterator[Finding]:
-    from cute_fa import __version__
+    import cute_fa
 
     where = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     supported = sys.platform == "linux"
     yield Finding(
         "cute-fa",
         GOOD if supported else BAD,
-        f"{__version__}, {where}",
+        f"{cute_fa.__version__}, {where}",
         None if supported else "the CuTe DSL needs Linux: use a Linux machine, container or WSL",
     )
 
@@ -117,18 +117,13 @@ def _compiler() -> Iterator[Finding]:
 
 
 def _disassembler() -> Iterator[Finding]:
-    from cute_fa.asm import find_nvdisasm
+    from cute_fa.asm.tools import find_tool
 
-    path = find_nvdisasm()
-    if path is None:
-        yield Finding(
-            "nvdisasm",
-            NOTE,
-            "not installed: no SASS, PTX-level inspection only",
-            "pip install 'nvidia-cuda-nvdisasm>=13.4,<14'",
-        )
-        return
-    yield Finding("nvdisasm", GOOD, str(path))
+    try:
+        yield Finding("nvdisasm", GOOD, str(find_tool("nvdisasm")))
+    except MissingToolError as error:
+        detail = "not installed: PTX and the cubin's own figures, but no SASS"
+        yield Finding("nvdisasm", NOTE, detail, error.fix)
 
 
 def _gpu() -> Iterator[Finding]:

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cute_fa import __version__
+import cute_fa
 from cute_fa.errors import (
     CacheError,
     CuteFAError,
@@ -65,7 +65,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         description="FlashAttention 1 to 4 as CuTe DSL kernels, compiled, run and inspected "
         "with or without a GPU.",
     )
-    parser.add_argument("--version", action="version", version=f"cute-fa {__version__}")
+    parser.add_argument("--version", action="version", version=f"cute-fa {cute_fa.__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # Only the command that is asked for is imported, and it alone describes its arguments.
     asked = next((word for word in argv if not word.startswith("-")), None)
