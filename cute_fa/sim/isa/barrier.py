@@ -261,8 +261,9 @@ class _Barrier(Decoded):
         given = counts[lanes]
         most = ctx.wave.num_warps * WARP
         if (given != count).any():
-            text = "the threads of one warp give different counts"
-        elif count == 0 or count % WARP:
+            text = f"threads give {int(given.max())} and {int(given.min())} as the count"
+            report_lanes(ctx, "barrier-count-mismatch", text, lanes)
+        if count == 0 or count % WARP:
             text = f"a count of {count} threads is not a positive multiple of {WARP}"
         elif count > most:
             text = f"a count of {count} threads in a CTA of {most}"

@@ -189,7 +189,9 @@ def mma_form(instr: ptx.Instr) -> MmaForm | None:
     family = _FAMILY.get(a, a)
     if _FAMILY.get(b, b) != family or shape not in _SHAPES.get(family, ()):
         return None
-    if d != c or d not in _ACCUMULATORS[family] or parts.index("row") > parts.index("col"):
+    if d != c or d not in _ACCUMULATORS[family]:
+        return None
+    if [part for part in parts if part in ("row", "col")] != ["row", "col"]:
         return None
     m, n, k = (int(x) for x in re.findall(r"\d+", shape))
     return MmaForm(m, n, k, d, a, b, c, "satfinite" in parts)
