@@ -27,12 +27,13 @@ import numpy as np
 from cute_fa import ptx
 from cute_fa.errors import InvalidArgumentError
 from cute_fa.sim.isa import Decoded, Handler, UnsupportedInstruction
+from cute_fa.sim.isa.matrix import Mma
 from cute_fa.sim.isa.move import CLOCKS, EVERY_LANE, SPECIALS
 from cute_fa.sim.isa.types import CLASS_DTYPE, NUMPY
+from cute_fa.sim.names import WORD
 
 CARRY = "%cc.cf"
 TERMINATORS = ("bra", "brx", "ret", "exit")
-_VALUE = re.compile(r"\bv\d+\b")
 _BOUND = re.compile(r"\bR(p|h|r|d)(\d+)_(\w\d)\b")
 
 
@@ -77,6 +78,19 @@ class Statement:
     targets: tuple[str, ...] = ()
     ufunc: bool = False
     effect: bool = False
+    product: Product | None = None
+
+
+@dataclass(frozen=True)
+class Product:
+    """Names of the registers of an ``mma.sync``; ``number`` is the instruction's index."""
+
+    number: int
+    form: Any
+    a: tuple[str, ...]
+    b: tuple[str, ...]
+    c: tuple[str, ...]
+    d: tuple[str, ...]
 
 
 @dataclass
@@ -337,6 +351,10 @@ class BlockEmitter:
             self.source.result = "after"
             return
         self._call(decoded, arguments)
+        if self.guard is None and isinstance(decoded, Mma) and decoded.form.d == "f32":
+            statement = self.source.statements[-1]
+            a, b, c = (tuple(WORD.findall(text)) for text in sources)
+            statement.product = Product(number, decoded.form, a, b, c, statement.targets)
         if instr.op == "trap":
             self.source.kind = "exit" if self.guard is None else "exit_if"
             self.source.result = self.guard or "None"

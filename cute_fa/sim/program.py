@@ -14,6 +14,7 @@ from cute_fa import ptx
 from cute_fa.errors import InvalidArgumentError
 from cute_fa.sim import addresses, isa
 from cute_fa.sim.codegen import TERMINATORS, BlockEmitter, BlockSource, Location, halves
+from cute_fa.sim.fusion import fuse_products, mma_grid
 from cute_fa.sim.isa import Decoded, Handler, UnsupportedInstruction
 from cute_fa.sim.isa.types import NUMPY, register_class
 from cute_fa.sim.render import render
@@ -171,7 +172,9 @@ class Program:
                     self._emit_instruction(emitter, instr)
                 except UnsupportedInstruction as error:
                     errors.append(error)
-            out.append(self._describe(blocks, block, body, emitter.finish()))
+            source = emitter.finish()
+            fuse_products(source)
+            out.append(self._describe(blocks, block, body, source))
         if errors:
             raise UnsupportedInstruction.of_many(errors)
         return out
@@ -220,7 +223,14 @@ class Program:
     def _namespace(self) -> dict[str, Any]:
         """The globals of every block: semantics, ufuncs, dtypes, constants and handlers."""
         space: dict[str, Any] = {name: getattr(np, name) for name in _UFUNCS}
-        space |= {"where": np.where, "copyto": np.copyto, **NUMPY, **HELPERS, **isa.semantics()}
+        space |= {
+            "mma_grid": mma_grid,
+            "where": np.where,
+            "copyto": np.copyto,
+            **NUMPY,
+            **HELPERS,
+            **isa.semantics(),
+        }
         for block in self.blocks:
             for name in block.source.constants:
                 if name not in space:

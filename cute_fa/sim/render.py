@@ -6,13 +6,10 @@ and where all lanes are active a last result is computed straight into the regis
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from cute_fa.sim.codegen import BlockSource, Statement
-
-_VALUE = re.compile(r"\bv\d+\b")
-_ROW = re.compile(r"\b(R[phrd]\d+)_\w\d\b")
+from cute_fa.sim.names import ROW, VALUE, WORD
 
 
 def render(source: BlockSource, *, masked: bool) -> str:
@@ -37,12 +34,8 @@ def render(source: BlockSource, *, masked: bool) -> str:
     elif source.result != "None":
         tail.append(Statement(f"return {source.result}"))
     lines = _allocate(statements + tail, aliases)
-    used = " ".join(lines)
-    bindings = [
-        f"    {name} = {expr}"
-        for name, expr in source.bindings.items()
-        if re.search(rf"\b{name}\b", used)
-    ]
+    used = set(WORD.findall(" ".join(lines)))
+    bindings = [f"    {name} = {expr}" for name, expr in source.bindings.items() if name in used]
     body = [f"        {line}" for line in lines] or ["        pass"]
     return "\n".join(
         ["def make(bind):", *bindings, "    def block(ctx, mask):", *body, "    return block", ""]
@@ -52,14 +45,14 @@ def render(source: BlockSource, *, masked: bool) -> str:
 def _needed(source: BlockSource) -> list[Statement]:
     """The statements whose results somebody uses, and all effects."""
     wanted = {value for _, value in source.stores}
-    wanted.update(_VALUE.findall(source.result))
+    wanted.update(VALUE.findall(source.result))
     if source.after is not None:
-        wanted.update(_VALUE.findall(source.after.expr))
+        wanted.update(VALUE.findall(source.after.expr))
     kept = []
     for statement in reversed(source.statements):
         if statement.effect or any(target in wanted for target in statement.targets):
             kept.append(statement)
-            wanted.update(_VALUE.findall(statement.expr))
+            wanted.update(VALUE.findall(statement.expr))
     kept.reverse()
     return kept
 
@@ -78,16 +71,16 @@ def _compute_in_place(
     last_read: dict[str, int] = {}
     defined: dict[str, int] = {}
     for index, statement in enumerate(statements):
-        for row in _ROW.findall(statement.expr):
+        for row in ROW.findall(statement.expr):
             last_read[row] = index
         for target in statement.targets:
             defined[target] = index
     end = len(statements)
     for _, value in stores:
-        for row in _ROW.findall(value):
+        for row in ROW.findall(value):
             last_read[row] = end
     for text in (source.result, "" if source.after is None else source.after.expr):
-        for row in _ROW.findall(text):
+        for row in ROW.findall(text):
             last_read[row] = end
     out, left, aliases = list(statements), [], {}
     for view, value in stores:
@@ -107,7 +100,7 @@ def _ordered(
     """The stores as a parallel copy: rows that another store overwrites are copied first."""
     overwritten = {view.rpartition("_")[0] for view, _ in stores}
     for number, (view, value) in enumerate(stores):
-        row = _ROW.fullmatch(value)
+        row = ROW.fullmatch(value)
         if row and row[1] in overwritten:
             saved = f"v{1_000_000 + number}"
             statements.append(Statement(f"{value}.copy()", (saved,)))
@@ -120,15 +113,15 @@ def _allocate(statements: list[Statement], aliases: dict[str, str]) -> list[str]
     """Lines of code with values renamed to a small set of reused names."""
     last_use: dict[str, int] = {}
     for index, statement in enumerate(statements):
-        for value in _VALUE.findall(statement.expr):
+        for value in VALUE.findall(statement.expr):
             last_use[value] = index
     names: dict[str, str] = dict(aliases)
     free: list[str] = []
     made = 0
     lines = []
     for index, statement in enumerate(statements):
-        used = _VALUE.findall(statement.expr)
-        text = _VALUE.sub(lambda match: names[match[0]], statement.expr)
+        used = VALUE.findall(statement.expr)
+        text = VALUE.sub(lambda match: names[match[0]], statement.expr)
         for value in set(used):
             if last_use[value] == index and value not in aliases:
                 free.append(names[value])
