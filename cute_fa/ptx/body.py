@@ -32,7 +32,7 @@ _INSTRUCTION = re.compile(
     r"(?:@\s*(!?)\s*([%$\w]+)\s+)?([a-z_]\w*(?:\s*\.\w+(?:::\w+)*)*)(?=[\s\[{(]|\Z)", re.S
 )
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)")
-_REG = re.compile(r"\.reg\s*\.(v[248]\s+\.)?([a-z]+\d*(?:x\d+)?)\s+", re.S)
+_REG = re.compile(r"\.reg\s*\.(?:v([248])\s*\.)?([a-z]+\d*(?:x\d+)?)\s+", re.S)
 _REG_NAME = re.compile(r"([%$A-Za-z_][\w$]*)\s*(?:<\s*(\d+)\s*>)?\Z")
 _TABLE = re.compile(r"\.branchtargets\s+(.*)\Z", re.S)
 _NOTHING_BETWEEN = re.compile(r"[,\[{(]\s*(?=[,\]})]|\Z)|\s+(?=,)")
@@ -69,7 +69,7 @@ class _BodyParser:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.body = Body()
-        self.scope = Scope(0, None)
+        self.scope = Scope(0, None, registers=self.body.registers)
         self.scopes = 1
         self.instructions: list[Instr] = []
         # (index, scope, offset) of instructions that name labels: a label may stand later.
@@ -113,7 +113,7 @@ class _BodyParser:
             elif kind == "label":
                 self._label(token.group("label"), token.start("label"))
             elif kind == "open":
-                self.scope = Scope(self.scopes, self.scope)
+                self.scope = self.scope.inner(self.scopes)
                 self.scopes += 1
             elif kind == "close":
                 if self.scope.parent is None:
@@ -172,14 +172,8 @@ class _BodyParser:
         head = _REG.match(text)
         if head is None:
             raise self.source.error(at, ".reg is not well-formed", expected=".reg .b32 %r<8>")
-        if head.group(1):
-            raise self.source.error(
-                at,
-                "vector registers are not supported",
-                fix="declare one register per element and use { } operands",
-            )
         scope = self.scope
-        register_type = f".{head.group(2)}"
+        lanes, register_type = head.group(1), f".{head.group(2)}"
         scope.operands.clear()
         where = at + head.end()
         for piece in text[head.end() :].split(","):
@@ -189,7 +183,11 @@ class _BodyParser:
             name, count = found.groups()
             if name in scope.families if count else name in scope.names:
                 raise self.source.error(where, f"register {name} is declared twice in its scope")
-            if count:
+            if lanes:
+                copies = [f"{name}{i}" for i in range(int(count))] if count else [name]
+                for copy in copies:
+                    scope.declare_vector(copy, int(lanes), register_type)
+            elif count:
                 scope.families[name] = (register_type, int(count))
             else:
                 unique = scope.names[name] = scope.unique(name)
@@ -215,7 +213,7 @@ class _BodyParser:
         operands: list[Operand] = []
         if rest:
             try:
-                operands = parse_operands(rest, scope, self.body.registers)
+                operands = parse_operands(rest, scope)
             except OperandError as error:
                 raise self._operand_error(error, text, at, found.end()) from None
         instructions = self.instructions
@@ -243,7 +241,7 @@ class _BodyParser:
         return opcode, parts
 
     def _guard(self, negated: str, name: str, at: int) -> Guard:
-        unique = self.scope.resolve(name, self.body.registers)
+        unique = self.scope.resolve(name)
         if unique is None or unique not in self.body.registers:
             where = self.source.code.find(name, at)
             raise self.source.error(where, f"predicate {name} is not declared")

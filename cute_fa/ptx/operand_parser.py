@@ -72,10 +72,8 @@ class OperandError(Exception):
         self.expected = expected
 
 
-def parse_operands(text: str, scope: Scope, registers: dict[str, str]) -> list[Operand]:
+def parse_operands(text: str, scope: Scope) -> list[Operand]:
     """The operands of ``text``, split at its outermost commas.
-
-    ``registers`` gains the registers that are named for the first time.
 
     Raises:
         OperandError: a piece is no operand, or names a register that is not declared.
@@ -85,7 +83,7 @@ def parse_operands(text: str, scope: Scope, registers: dict[str, str]) -> list[O
     for piece in text.split(", ") if _PLAIN.match(text) else _split(text):
         operand = known.get(piece)
         if operand is None:
-            operand = known[piece] = parse_operand(piece.strip(), scope, registers)
+            operand = known[piece] = parse_operand(piece.strip(), scope)
         operands.append(operand)
     return operands
 
@@ -105,38 +103,36 @@ def _split(text: str) -> list[str]:
             return pieces
 
 
-def parse_operand(text: str, scope: Scope, registers: dict[str, str]) -> Operand:
+def parse_operand(text: str, scope: Scope) -> Operand:
     """One operand; see parse_operands."""
     if not text:
         raise OperandError(MISSING, "an operand is missing")
     first = text[0]
     if first == "%":
-        unique = scope.resolve(text, registers)
-        if unique in registers:
+        unique = scope.resolve(text)
+        if unique in scope.registers:
             return Reg(unique)
     elif first == "[":
-        return _address(text, scope, registers)
+        return _address(text, scope)
     elif first in "{(":
         closing = "}" if first == "{" else ")"
         if text[-1] != closing:
             raise OperandError(text, "operand is not well-formed", f"{first}…{closing}")
         inner = text[1:-1].strip()
-        return Vector(tuple(parse_operands(inner, scope, registers)) if inner else ())
+        return Vector(tuple(parse_operands(inner, scope)) if inner else ())
     if "|" in text:
         halves = [half.strip() for half in text.split("|")]
         if len(halves) != 2:
             raise OperandError(text, "more than two destinations joined by |")
-        return Pair(
-            parse_operand(halves[0], scope, registers), parse_operand(halves[1], scope, registers)
-        )
+        return Pair(parse_operand(halves[0], scope), parse_operand(halves[1], scope))
     if first == "!":
-        inverted = parse_operand(text[1:].lstrip(), scope, registers)
+        inverted = parse_operand(text[1:].lstrip(), scope)
         if not isinstance(inverted, Reg):
             raise OperandError(text, "only a predicate register can be negated", "!%p")
         return Negated(inverted)
     if first.isdigit() or first in "-.":
         return _number(text)
-    return _name(text, scope, registers)
+    return _name(text, scope)
 
 
 def parse_number(text: str) -> Imm | FloatImm:
@@ -144,10 +140,12 @@ def parse_number(text: str) -> Imm | FloatImm:
     return _number(text)
 
 
-def _name(text: str, scope: Scope, registers: dict[str, str]) -> Operand:
-    unique = scope.resolve(text, registers)
+def _name(text: str, scope: Scope) -> Operand:
+    unique = scope.resolve(text)
     if unique is not None:
-        return Reg(unique) if unique in registers else Symbol(unique)
+        if unique in scope.registers:
+            return Reg(unique)
+        return scope.vectors.get(unique) or Symbol(unique)
     if text == "_":
         return Sink()
     if text == "WARP_SZ":
@@ -156,8 +154,8 @@ def _name(text: str, scope: Scope, registers: dict[str, str]) -> Operand:
         if _SPECIAL.match(text):
             return Special(text)
         stem, _, part = text.partition(".")
-        if part and scope.resolve(stem, registers):
-            raise OperandError(text, f"component selector .{part} is not supported", "a register")
+        if part and scope.resolve(stem):
+            raise OperandError(text, f"{stem} has no component .{part}", "a register")
         if _NAME.match(text):
             raise OperandError(text, f"register {text} is not declared")
         raise OperandError(text, "operand is not well-formed")
@@ -167,28 +165,28 @@ def _name(text: str, scope: Scope, registers: dict[str, str]) -> Operand:
     if displaced is None:
         raise OperandError(text, "operand is not well-formed")
     name, sign, offset = displaced.groups()
-    base = _name(name, scope, registers)
+    base = _name(name, scope)
     if not isinstance(base, Symbol):
         raise OperandError(text, "an offset can be added to a symbol only, or inside [ ]")
     value = _integer(offset)
     return Symbol(base.name, -value if sign == "-" else value)
 
 
-def _address(text: str, scope: Scope, registers: dict[str, str]) -> Operand:
+def _address(text: str, scope: Scope) -> Operand:
     plain = _PLAIN_ADDRESS.match(text)
     if plain is not None:
         name, offset = plain.groups()
         known = scope.operands
         register = known.get(name)
         if register is None:
-            register = known[name] = parse_operand(name, scope, registers)
+            register = known[name] = parse_operand(name, scope)
         if isinstance(register, Reg):
             return Address(register, int(offset) if offset else 0)
     found = _ADDRESS.match(text)
     if found is None:
         raise OperandError(text, "address is not well-formed", "[base], [base+offset]")
     base_text, sign, offset_text, coords_text = found.group("base", "sign", "offset", "coords")
-    base = parse_operand(base_text, scope, registers)
+    base = parse_operand(base_text, scope)
     if not isinstance(base, (Reg, Symbol, Imm, Special)):
         raise OperandError(text, "an address starts with a register, a symbol or an integer")
     offset = _integer(offset_text) if offset_text else 0
@@ -196,7 +194,7 @@ def _address(text: str, scope: Scope, registers: dict[str, str]) -> Operand:
         offset = -offset
     if coords_text is None:
         return Address(base, offset)
-    coords = parse_operand(coords_text, scope, registers)
+    coords = parse_operand(coords_text, scope)
     items = coords.items if isinstance(coords, Vector) else (coords,)
     return TensorAddress(base, items, offset)
 

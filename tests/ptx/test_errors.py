@@ -8,12 +8,12 @@ from cute_fa import ptx
 from cute_fa.errors import CuteFAError
 
 HEADER = ".version 8.8\n.target sm_80\n.address_size 64\n"
-ENTRY = ".entry k()\n{\n.reg .pred %p<4>;\n.reg .b32 %r<4>;\n.reg .v4 .b32\t%v;\n"
+ENTRY = ".entry k()\n{\n.reg .pred %p<4>;\n.reg .b32 %r<4>;\n"
 BODY_LINE = 8
 
 
 def broken_body(statement: str) -> ptx.PtxSyntaxError:
-    text = HEADER + ENTRY.replace(".reg .v4 .b32\t%v;\n", "") + statement + "\nret;\n}\n"
+    text = HEADER + ENTRY + statement + "\nret;\n}\n"
     with pytest.raises(ptx.PtxSyntaxError) as caught:
         ptx.parse(text)
     return caught.value
@@ -35,7 +35,7 @@ def broken_body(statement: str) -> ptx.PtxSyntaxError:
         ("ld.shared.b32 %r1, [%r12+4];", "                    ^", "%r12 is not declared"),
         ("ld.shared.b32 %r1, [%r1+x];", "                        ^", "x is not an integer"),
         ("mov.b32 %r1, %tid.w.x;", "             ^", "not well-formed"),
-        ("mov.b32 %r1, %r2.x;", "             ^", "component selector .x"),
+        ("mov.b32 %r1, %r2.x;", "             ^", "%r2 has no component .x"),
         ("mov.b32 %r1|%r2|%r3, 0;", "        ^", "more than two destinations"),
         ("mov.b32 %r1, !7;", "             ^", "negated"),
         ("bra NOWHERE;", "    ^", "label NOWHERE is not defined"),
@@ -44,7 +44,6 @@ def broken_body(statement: str) -> ptx.PtxSyntaxError:
         ("@%r1 mov.b32 %r1, 0;", " ^", "%r1 is no predicate"),
         ("@%p1;", "^", "guard without an instruction"),
         ("MOV.B32 %r1, 0;", "^", "no instruction"),
-        (".reg .v4 .b32 %v;", "^", "vector registers are not supported"),
         (".reg .b32 %x, 9;", "             ^", "register name is not well-formed"),
         (".reg .b32 %x, %x;", "             ^", "declared twice"),
         (".reg .b32 %r<3>;", "          ^", "declared twice"),

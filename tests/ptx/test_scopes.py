@@ -123,3 +123,30 @@ def test_labels_may_stand_after_the_branch_and_shadow_outer_ones() -> None:
     targets = [i.operands[0] for i in kernel.body if i.op == "bra"]
     assert targets == [ptx.Symbol("DONE"), ptx.Symbol("DONE@1"), ptx.Symbol("DONE")]
     assert kernel.labels["DONE@1"] == 2
+
+
+def test_vector_registers_are_registers_per_element() -> None:
+    text = """
+    .version 8.8
+    .target sm_90a
+    .address_size 64
+    .entry k()
+    {
+    .reg .b32 %r<4>;
+    .reg .v2 .b32 pair;
+    {
+    .reg .v4 .s32 abcd;
+    mov.s32 abcd.x, %r1;
+    mov.s32 abcd.a, pair.g;
+    st.shared.v4.s32 [%r2], abcd;
+    ld.shared.v2.b32 pair, [%r2];
+    }
+    ret;
+    }"""
+    kernel = ptx.parse(text).kernels["k"]
+    body = kernel.body
+    assert ptx.defs(body[0]) == ("abcd.x@1",)
+    assert (ptx.defs(body[1]), ptx.uses(body[1])) == (("abcd.w@1",), ("pair.y",))
+    assert ptx.uses(body[2]) == ("%r2", "abcd.x@1", "abcd.y@1", "abcd.z@1", "abcd.w@1")
+    assert ptx.defs(body[3]) == ("pair.x", "pair.y")
+    assert kernel.registers["abcd.z@1"] == ".s32"
