@@ -1,0 +1,211 @@
+"""How fast the simulator, the compiler and the caches are: ratios and counts with their seconds.
+
+    python benchmarks/bench_sim.py [--repeat N] [--output FILE]
+
+Every timing is a median over repeats in one process, after one unmeasured run that compiles the
+kernel and generates its code. Nothing here is a test: machines differ; quote the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cute_fa
+from cute_fa import sim
+from cute_fa.problem import AttentionProblem
+from cute_fa.testing.inputs import random_inputs
+
+BASE = AttentionProblem(1, 512, 512, 1, 1, 128, 128, "bfloat16", causal=True)
+LARGE = AttentionProblem(2, 1024, 1024, 8, 8, 64, 64, "bfloat16", causal=True)
+
+
+def median_seconds(action: Callable[[], Any], repeat: int) -> dict[str, float]:
+    samples = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        action()
+        samples.append(time.perf_counter() - start)
+    return {"median_s": statistics.median(samples), "min_s": min(samples), "max_s": max(samples)}
+
+
+def simulate(problem: AttentionProblem, generation: str, *, checks: bool, workers: int) -> Any:
+    """One forward on sm_80; returns its launch record."""
+    q, k, v = random_inputs(problem, seed=0)
+    with sim.Device("sm_80", checks=checks, workers=workers) as device:
+        cute_fa.flash_attn_func(q, k, v, causal=problem.causal, generation=generation)
+    return device.launches[-1]
+
+
+def bench_launches(repeat: int) -> list[dict[str, Any]]:
+    rows = []
+    for generation in ("fa1", "fa2"):
+        for checks in (False, True):
+            launches = []
+            simulate(BASE, generation, checks=checks, workers=1)
+            for _ in range(repeat):
+                launches.append(simulate(BASE, generation, checks=checks, workers=1))
+            seconds = statistics.median(launch.seconds for launch in launches)
+            instructions = launches[-1].counters.warp_instructions
+            rows.append(
+                {
+                    "what": f"{generation} forward B1 H1 S512 D128 causal, one process",
+                    "checks": checks,
+                    "median_s": seconds,
+                    "warp_instructions": instructions,
+                    "warp_instructions_per_s": instructions / seconds,
+                }
+            )
+    return rows
+
+
+def bench_scaling(repeat: int) -> list[dict[str, Any]]:
+    """Time against the number of 128 x 64 score tiles: linear if the last column is flat."""
+    rows = []
+    for seqlen in (512, 1024, 2048, 4096):
+        problem = replace(BASE, seqlen_q=seqlen, seqlen_k=seqlen)
+        simulate(problem, "fa2", checks=False, workers=1)
+        seconds = statistics.median(
+            simulate(problem, "fa2", checks=False, workers=1).seconds for _ in range(repeat)
+        )
+        tiles = sum(-(-min(seqlen, 128 * (m + 1)) // 64) for m in range(-(-seqlen // 128)))
+        rows.append(
+            {
+                "seqlen": seqlen,
+                "tiles": tiles,
+                "median_s": seconds,
+                "ms_per_tile": 1e3 * seconds / tiles,
+            }
+        )
+    return rows
+
+
+def bench_large(repeat: int) -> dict[str, Any]:
+    cores = len(os.sched_getaffinity(0))
+    one, all_cores = (
+        statistics.median(
+            simulate(LARGE, "fa2", checks=False, workers=workers).seconds for _ in range(repeat)
+        )
+        for workers in (1, cores)
+    )
+    return {
+        "what": "fa2 forward B2 H8 S1024 D64 causal, unchecked",
+        "one_process_s": one,
+        "all_cores_s": all_cores,
+        "cores": cores,
+        "speed_up": one / all_cores,
+    }
+
+
+def run_fresh(program: str, cache: str) -> float:
+    """Seconds that ``program`` prints, run in a new interpreter with its own cache directory."""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "CUTE_FA_CACHE_DIR": cache},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(result.stdout.strip().splitlines()[-1])
+
+
+COMPILE = """
+import time, torch
+{warm}
+start = time.perf_counter()
+import cute_fa
+cute_fa.compile("fa2", "fwd", arch="sm_80", dtype="bfloat16", head_dim=128, causal=True)
+print(time.perf_counter() - start)
+"""
+
+
+def bench_host(repeat: int) -> dict[str, Any]:
+    cold, hit = [], []
+    for _ in range(repeat):
+        with tempfile.TemporaryDirectory() as cache:
+            cold.append(run_fresh(COMPILE.format(warm="import cutlass.cute"), cache))
+            hit.append(run_fresh(COMPILE.format(warm="import cute_fa.build"), cache))
+    help_command = [sys.executable, "-m", "cute_fa", "--help"]
+    help_time = median_seconds(
+        lambda: subprocess.run(help_command, check=True, capture_output=True), repeat
+    )
+    return {
+        "cold_compile_s": statistics.median(cold),
+        "cache_hit_s": statistics.median(hit),
+        "help_s": help_time["median_s"],
+        "call_overhead_s": call_overhead(repeat),
+    }
+
+
+def call_overhead(repeat: int) -> float:
+    """Seconds of a public call on CPU tensors beyond the simulated launch itself."""
+    problem = AttentionProblem(1, 16, 16, 1, 1, 64, 64, "bfloat16")
+    q, k, v = random_inputs(problem, seed=0)
+    samples = []
+    for _ in range(repeat + 1):
+        with sim.Device("sm_80") as device:
+            cute_fa.flash_attn_func(q, k, v, generation="fa2")
+            start = time.perf_counter()
+            cute_fa.flash_attn_func(q, k, v, generation="fa2")
+            samples.append(time.perf_counter() - start - device.launches[-1].seconds)
+    return statistics.median(samples[1:])
+
+
+def environment() -> dict[str, str]:
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parent,
+    ).stdout.strip()
+    packages = ("nvidia-cutlass-dsl", "torch", "numpy")
+    return {
+        "commit": commit or "unknown",
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        **{name: version(name) for name in packages},
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeat", type=int, default=5, help="timed repeats of each case")
+    parser.add_argument("--output", type=Path, help="write the results there as JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results = {
+        "environment": environment(),
+        "launches": bench_launches(options.repeat),
+        "scaling": bench_scaling(max(1, options.repeat // 2)),
+        "large": bench_large(max(1, options.repeat // 2)),
+        "host": bench_host(max(1, options.repeat // 2)),
+    }
+    text = json.dumps(results, indent=2)
+    print(text)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        partial = options.output.with_suffix(".partial")
+        partial.write_text(text + "\n")
+        partial.replace(options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
