@@ -57,7 +57,7 @@ def _driver_answers(
         "cuInit": lambda flags: (success,),
         "cuDriverGetVersion": lambda: (success, DRIVER_VERSION),
         "cuDeviceGetCount": lambda: (success, 1),
-        "cuDeviceGet": lambda ordinal: (success, device) if ordinal == 0 else (invalid, None),
+        "cuDeviceGet": lambda ordinal: (invalid, None) if int(ordinal) else (success, device),
         "cuDeviceGetName": lambda length, device: (success, device_name(target()).encode()),
         "cuDeviceGetAttribute": get_attribute,
         "cuDeviceComputeCapability": capability,

@@ -19,6 +19,7 @@ enum {
   CUDA_ERROR_INVALID_VALUE = 1,
   CUDA_ERROR_INITIALIZATION = 3,
   CUDA_ERROR_INVALID_DEVICE = 101,
+  CUDA_ERROR_NOT_SUPPORTED = 801,
 };
 
 typedef struct {
@@ -99,6 +100,15 @@ int _cudaDeviceSynchronize(void) { return CUDA_SUCCESS; }
 int _cudaStreamSynchronize(void *stream) { return CUDA_SUCCESS; }
 int _cudaGetLastError(void) { return CUDA_SUCCESS; }
 
+/* The DSL's own host code writes tensor maps inline; a program that has the driver encode one is
+ * told that this is not served. */
+int _cuTensorMapEncodeTiled(void *map, int data_type, uint32_t rank, void *address,
+                            const uint64_t *extents, const uint64_t *strides, const uint32_t *box,
+                            const uint32_t *element_strides, int interleave, int swizzle,
+                            int l2_promotion, int fill) {
+  return CUDA_ERROR_NOT_SUPPORTED;
+}
+
 /* Device memory is host memory. */
 
 int _cudaMemcpy(void *to, const void *from, size_t bytes, int kind) {
@@ -128,7 +138,7 @@ const char *cuda_dialect_get_error_name(int error) {
     case 209: return "cudaErrorNoKernelImageForDevice";
     case 500: return "cudaErrorSymbolNotFound";
     case 719: return "cudaErrorLaunchFailure";
-    case 801: return "cudaErrorNotSupported";
+    case CUDA_ERROR_NOT_SUPPORTED: return "cudaErrorNotSupported";
     default: return "cudaErrorUnknown";
   }
 }

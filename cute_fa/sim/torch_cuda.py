@@ -99,6 +99,13 @@ def install(patches: Patches, target: Callable[[], Target]) -> None:
     for name, answer in answers.items():
         patches.set(torch.cuda, name, answer)
     mode = _make_mode()
+    run_backward = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+
+    def run_backward_in_mode(*args: Any, **kwargs: Any) -> Any:
+        with mode:  # torch leaves the mode while it handles what the mode has intercepted
+            return run_backward(*args, **kwargs)
+
+    patches.set(torch.autograd, "_engine_run_backward", run_backward_in_mode)
     mode.__enter__()
     patches.on_undo(lambda: mode.__exit__(None, None, None))
 
@@ -172,13 +179,20 @@ def _make_mode() -> Any:
                 return answer(*args[:1])
             if func is torch.device:
                 return func(*args, **(kwargs or {}))
-            return _call_on_cpu(func, args, kwargs or {})
+            args, kwargs = _on_cpu(func, args, kwargs or {})
+            kernel = _cuda_kernel(func)
+            if kernel is None:
+                return func(*args, **kwargs)
+            with self:
+                return kernel(*args, **kwargs)
 
     return CpuTensorsAreCuda()
 
 
-def _call_on_cpu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a torch function with every CUDA device that is asked for turned into the CPU."""
+def _on_cpu(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a torch function with the CPU for every CUDA device that is asked for."""
     import torch
 
     if func is torch.Tensor.to and any(map(_is_cpu, (*args[1:2], kwargs.get("device")))):
@@ -187,9 +201,7 @@ def _call_on_cpu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
         args = tuple("cpu" if _is_cuda(value) else value for value in args)
     if _is_cuda(kwargs.get("device")):
         kwargs = {**kwargs, "device": "cpu"}
-    if isinstance(func, torch._ops.OpOverloadPacket | torch._ops.OpOverload):
-        func = _cuda_kernel(func) or func
-    return func(*args, **kwargs)
+    return args, kwargs
 
 
 def _cuda_kernel(operator: Any) -> Callable[..., Any] | None:
@@ -197,6 +209,8 @@ def _cuda_kernel(operator: Any) -> Callable[..., Any] | None:
     import torch
     from torch._C import DispatchKey, DispatchKeySet, _dispatch_has_kernel_for_dispatch_key
 
+    if not isinstance(operator, torch._ops.OpOverloadPacket | torch._ops.OpOverload):
+        return None
     if isinstance(operator, torch._ops.OpOverloadPacket):
         overloads = operator.overloads()
         if len(overloads) != 1:
