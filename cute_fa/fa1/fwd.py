@@ -132,8 +132,7 @@ def _all_steps(ctx: Fa1Context):
     for n_block in cutlass.range(n_start, n_stop, unroll=1):
         # Every warp's reads of sK and sV lie before the last barrier of the step before.
         _load_rows(gmem.gK, smem.sK, n_block, seqlen_k, ctx.tidx, cfg.num_threads)
-        sV = cute.group_modes(smem.sV, 1, 3)  # (N, (tile_dv, chunks))
-        _load_rows(gmem.gV, sV, n_block, seqlen_k, ctx.tidx, cfg.num_threads)
+        _load_rows(gmem.gV, smem.sV, n_block, seqlen_k, ctx.tidx, cfg.num_threads)
         m_start, m_stop = query_blocks(ctx.band, n_block, cfg.tile_m, cfg.tile_n)
         for m_block in cutlass.range(m_start, m_stop, unroll=1):
             blocks = key_blocks(ctx.band, m_block, cfg.tile_m, cfg.tile_n)
@@ -157,13 +156,14 @@ def _all_steps(ctx: Fa1Context):
 @cute.jit
 def _load_rows(
     gX: cute.Tensor,  # (rows, D)
-    sX: cute.Tensor,  # (tile, D padded)
+    sX: cute.Tensor,  # (tile, columns, chunks)
     block: Int32,
     num_rows: Int32,
     tidx: Int32,
     num_threads: cutlass.Constexpr,
 ):
     """cp.async of one block of rows; what lies outside gX arrives as zeros."""
+    sX = cute.group_modes(sX, 1, 3)  # (tile, (columns, chunks)) = (tile, D padded)
     rows, columns = cute.size(sX, mode=[0]), cute.size(sX, mode=[1])
     tiled_copy = async_load_copy(gX.element_type, num_threads, columns)
     thr_copy = tiled_copy.get_slice(tidx)
@@ -203,8 +203,8 @@ def _allocate_shared(cfg: Fa1FwdConfig) -> SharedTensors:
     dtype = DTYPES[cfg.dtype]
     allocator = cutlass.memory.SmemAllocator()
 
-    def tile(rows: int, columns: int, chunks: int | None = None) -> cute.Tensor:
-        elements = rows * columns * (chunks or 1)
+    def tile(rows: int, columns: int, chunks: int = 1) -> cute.Tensor:
+        elements = rows * columns * chunks
         memory = allocator.allocate_array(dtype, elements, byte_alignment=SMEM_TILE_ALIGN_BYTES)
         return shared_tile(memory, rows, columns, chunks)
 

@@ -27,9 +27,9 @@ class HeadTensors:
 
 @dataclass(frozen=True)
 class SharedTensors:
-    sQ: cute.Tensor  # (M, D)
-    sK: cute.Tensor  # (N, D)
-    sV: cute.Tensor  # (N, tile_dv, chunks): swizzled per chunk, so that a chunk starts an atom
+    sQ: cute.Tensor  # (M, D, 1)
+    sK: cute.Tensor  # (N, D, 1)
+    sV: cute.Tensor  # (N, tile_dv, chunks): each chunk swizzled by itself, as an operand of its own
     sPartialO: cute.Tensor  # (warps, M, tile_dv) fp32
     sWarpMax: cute.Tensor  # (warps, M) fp32
     sWarpSum: cute.Tensor  # (warps, M) fp32

@@ -5,7 +5,6 @@ from __future__ import annotations
 import cutlass
 from cutlass import Float32, cute
 
-from cute_fa.blocks.copies import ldmatrix_atom
 from cute_fa.blocks.gemm import gemm_smem_smem, operand_a, operand_b
 from cute_fa.blocks.mask import mask_scores
 from cute_fa.blocks.math import NEG_INF, exp2, quad_max, quad_sum, tanh_from_exp2
@@ -24,17 +23,14 @@ def scores(ctx: Fa1Context, visit: Visit) -> cute.Tensor:
     # One warp's own product: the warps share no tile of it, lane stands for the thread.
     tiled_mma = tiled_mma_rows(dtype, 1)
     thr_mma = tiled_mma.get_slice(ctx.lane)
-    sK_w = cute.local_tile(ctx.smem.sK, (cfg.slice_n, cfg.head_dim_padded), (ctx.warp_idx, 0))
+    slice_shape = (cfg.slice_n, cfg.head_dim_padded, 1)
+    sK_w = cute.local_tile(ctx.smem.sK, slice_shape, (ctx.warp_idx, 0, 0))
     shape_S = thr_mma.partition_shape_C((cfg.tile_m, cfg.slice_n))
     acc_S = cute.make_rmem_tensor(shape_S, Float32)  # ((2, 2), MMA_M, MMA_N)
     acc_S.fill(0.0)
     # S_w = Q_i @ K_jwᵀ   (M, slice_n) = (M, D) @ (D, slice_n)
-    gemm_smem_smem(
-        tiled_mma,
-        acc_S,
-        operand_a(tiled_mma, ldmatrix_atom(dtype), ctx.smem.sQ, ctx.lane),
-        operand_b(tiled_mma, ldmatrix_atom(dtype), _one_stage(sK_w), ctx.lane).at_stage(0),
-    )
+    q = operand_a(tiled_mma, ctx.smem.sQ, ctx.lane)
+    gemm_smem_smem(tiled_mma, acc_S, q, operand_b(tiled_mma, sK_w, ctx.lane))
     scaled = acc_S.load() * ctx.score_scale
     if cutlass.const_expr(cfg.has_softcap):
         acc_S.store(scaled)
@@ -96,8 +92,3 @@ def _row_of(ctx: Fa1Context, r: int):
 def _store_once_per_quad(ctx: Fa1Context, sX: cute.Tensor, r: cutlass.Constexpr, value: Float32):
     if ctx.lane % 4 == 0:
         sX[ctx.warp_idx, _row_of(ctx, r)] = value
-
-
-def _one_stage(sX: cute.Tensor) -> cute.Tensor:
-    """(rows, columns) as (rows, columns, 1), what a single-stage operand looks like."""
-    return cute.append_ones(sX, up_to_rank=3)

@@ -6,7 +6,6 @@ import cutlass
 from cutlass import Float32, cute
 
 from cute_fa.blocks.block_range import key_blocks
-from cute_fa.blocks.copies import ldmatrix_atom, transposed_view
 from cute_fa.blocks.gemm import gemm_reg_smem, operand_b
 from cute_fa.blocks.math import LN_2, NEG_INF, exp2
 from cute_fa.blocks.mma import tiled_mma_rows
@@ -78,16 +77,13 @@ def _partial_output(ctx: Fa1Context, tOrP: cute.Tensor, chunk: cutlass.Int32) ->
     cfg = ctx.config
     dtype = ctx.smem.sV.element_type
     tiled_mma = tiled_mma_rows(dtype, 1)
-    chunks = cfg.head_dim_v_padded // cfg.tile_dv
-    sV_w = cute.local_tile(ctx.smem.sV, (cfg.slice_n, cfg.tile_dv, chunks), (ctx.warp_idx, 0, 0))
-    sVt_w = transposed_view(sV_w)  # (tile_dv, slice_n, chunks)
+    slice_shape = (cfg.slice_n, cfg.tile_dv, 1)
+    sV_w = cute.local_tile(ctx.smem.sV, slice_shape, (ctx.warp_idx, 0, chunk))
     shape_O = tiled_mma.get_slice(ctx.lane).partition_shape_C((cfg.tile_m, cfg.tile_dv))
     acc_O = cute.make_rmem_tensor(shape_O, Float32)  # ((2, 2), MMA_M, MMA_DV)
     acc_O.fill(0.0)
     # O_w = P_w @ V_jw   (M, tile_dv) = (M, slice_n) @ (slice_n, tile_dv)
-    ldmatrix = ldmatrix_atom(dtype, transpose=True)
-    v = operand_b(tiled_mma, ldmatrix, sVt_w, ctx.lane).at_stage(chunk)
-    gemm_reg_smem(tiled_mma, acc_O, tOrP, v)
+    gemm_reg_smem(tiled_mma, acc_O, tOrP, operand_b(tiled_mma, sV_w, ctx.lane, transpose=True))
     return acc_O
 
 
