@@ -65,7 +65,8 @@ def compile_many(
 
     Args:
         specs: arguments of ``compile`` as mappings (``generation`` and ``direction`` optional).
-        jobs: worker processes; by default one per core. 1 compiles in this process.
+        jobs: worker processes; by default one per core, or none if this process does a single
+            compile as well. 1 compiles in this process.
         progress: called with (done, total, label) after each kernel, on the calling thread.
         return_errors: put the error of a failed compile into the list instead of raising it.
 
@@ -121,7 +122,8 @@ def _run_all(
 ) -> Iterable[tuple[int, Compiled | CuteFAError]]:
     """(index, result) of each request as it is done."""
     count = min(jobs or len(os.sched_getaffinity(0)), len(indices))
-    if count <= 1:
+    # A worker starts without torch, which is quicker unless it is loaded here anyway.
+    if jobs == 1 or (count <= 1 and "torch" in sys.modules):
         for index in indices:
             yield index, _in_process(requests[index], store)
         return
@@ -212,7 +214,7 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._log,
                 text=True,
-                # tvm_ffi would import torch, seconds that a compile does not need.
+                # Part of tvm_ffi that wants torch; see work().
                 env=env.child_environment(TVM_FFI_DISABLE_TORCH_C_DLPACK="1"),
             )
         return self._child
@@ -273,6 +275,9 @@ def from_json(document: Mapping[str, Any]) -> Request:
 
 def work() -> None:
     """A worker's loop; runs in the child process until its stdin closes."""
+    # tvm_ffi imports torch if it can, against a conflict of symbols on Windows: seconds that a
+    # compile does not need. None in its place means "not installed".
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     answers = os.fdopen(os.dup(1), "w")
     # What the DSL and ptxas print must not mix with the answers.
     os.dup2(2, 1)

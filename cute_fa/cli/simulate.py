@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cute_fa.errors import MissingToolError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -76,6 +78,7 @@ def run_case(case: Case, settings: Settings) -> Result:
     q, k, v, _ = make_inputs(case)
     device = None
     if settings.backend == "cuda":
+        _require_gpu()
         q, k, v = (x.cuda() for x in (q, k, v))
     else:
         from cute_fa import sim
@@ -115,3 +118,14 @@ def run_case(case: Case, settings: Settings) -> Result:
         seconds=time.monotonic() - compiled,
         launches=list(device.launches) if device is not None else [],
     )
+
+
+def _require_gpu() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise MissingToolError(
+            "there is no usable GPU",
+            got=f"torch {torch.__version__} sees no CUDA device",
+            fix="--backend sim; cute-fa doctor says what is missing",
+        )

@@ -32,8 +32,10 @@ def test_many_architectures_by_processes(
     assert all(f".target {kernel.arch}\n" in kernel.ptx for kernel in compiled)
     assert [(done, total) for done, total, _ in seen] == [(1, 3), (2, 3), (3, 3)]
     assert {label for _, _, label in seen} == {kernel.label for kernel in compiled}
-    processes = {int(line) for line in log.read_text().splitlines()}
+    lines = [line.split() for line in log.read_text().splitlines()]
+    processes = {int(process) for process, _ in lines}
     assert len(processes) == 2 and os.getpid() not in processes
+    assert {torch for _, torch in lines} == {"False"}  # a compile does not need it
 
     # The second time everything is on disk, and no process starts.
     again = compile_many(specs, jobs=2)

@@ -1,12 +1,14 @@
 """The tests' own kernel, ``y = factor · x`` on fp32 vectors; compiles in a fraction of a second.
 
-``config.fault`` makes it misbehave; ``config.log`` is a file that gets a line per compile.
+``config.fault`` makes it misbehave; ``config.log`` is a file that gets a line per compile: process
+id, and whether torch is loaded.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import cutlass
@@ -20,7 +22,7 @@ class Scale:
         self.config = config
         if config.log:
             with Path(config.log).open("a") as log:
-                log.write(f"{os.getpid()}\n")
+                log.write(f"{os.getpid()} {sys.modules.get('torch') is not None}\n")
         if config.fault == "crash":
             os.kill(os.getpid(), signal.SIGKILL)
         if config.fault == "raise":
