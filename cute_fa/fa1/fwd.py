@@ -196,7 +196,8 @@ def _select_head(tensors: tuple[cute.Tensor, ...], head: Int32, batch: Int32) ->
 def _band(cfg: Fa1FwdConfig, seqlen: SeqlenInfo, window_left: Int32, window_right: Int32) -> Band:
     left = clamp_window(window_left, seqlen) if cfg.has_window_left else None
     right = clamp_window(window_right, seqlen) if cfg.has_window_right else None
-    return Band(seqlen, left, Int32(0) if cfg.is_causal else right)
+    right = Int32(0) if cfg.is_causal else right
+    return Band(seqlen, left, right, is_within_k=cfg.is_causal)
 
 
 def _allocate_shared(cfg: Fa1FwdConfig) -> SharedTensors:

@@ -7,8 +7,9 @@ from cutlass import Float32, cute
 
 from cute_fa.blocks.gemm import gemm_smem_smem, operand_a, operand_b
 from cute_fa.blocks.mask import mask_scores
-from cute_fa.blocks.math import NEG_INF, exp2, quad_max, quad_sum, tanh_from_exp2
+from cute_fa.blocks.math import exp2, quad_max, quad_sum, tanh_from_exp2
 from cute_fa.blocks.mma import as_operand_a, rows_by_columns, tiled_mma_rows
+from cute_fa.blocks.softmax import finite_anchor, row_max, row_sum
 from cute_fa.fa1.fwd_context import Fa1Context, Visit
 
 
@@ -31,21 +32,14 @@ def scores(ctx: Fa1Context, visit: Visit) -> cute.Tensor:
     # S_w = Q_i @ K_jwᵀ   (M, slice_n) = (M, D) @ (D, slice_n)
     q = operand_a(tiled_mma, ctx.smem.sQ, ctx.lane)
     gemm_smem_smem(tiled_mma, acc_S, q, operand_b(tiled_mma, sK_w, ctx.lane))
-    scaled = acc_S.load() * ctx.score_scale
+    acc_S.store(acc_S.load() * ctx.score_scale)
     if cutlass.const_expr(cfg.has_softcap):
-        acc_S.store(scaled)
         for i in cutlass.range_constexpr(cute.size(acc_S)):
             acc_S[i] = ctx.softcap_log2 * tanh_from_exp2(acc_S[i])
-    else:
-        acc_S.store(scaled)
     if visit.is_masked:
-        mask_scores(
-            acc_S,
-            thr_mma.partition_C(cute.make_identity_tensor((cfg.tile_m, cfg.slice_n))),
-            ctx.band,
-            visit.m_block * cfg.tile_m,
-            visit.n_block * cfg.tile_n + ctx.warp_idx * cfg.slice_n,
-        )
+        row = visit.m_block * cfg.tile_m + _row_of(ctx, 0)
+        column = visit.n_block * cfg.tile_n + ctx.warp_idx * cfg.slice_n + ctx.lane % 4 * 2
+        mask_scores(acc_S, ctx.band, row, column, num_warps=1)
     return acc_S
 
 
@@ -58,25 +52,15 @@ def exponentials(ctx: Fa1Context, acc_S: cute.Tensor) -> cute.Tensor:
     """
     cfg = ctx.config
     S = rows_by_columns(acc_S)  # (2 · MMA_M, 2 · MMA_N): this thread's rows × columns
-    num_rows, num_columns = cute.size(S, mode=[0]), cute.size(S, mode=[1])
-    for r in cutlass.range_constexpr(num_rows):
-        row_max = S[r, 0]
-        for c in cutlass.range_constexpr(1, num_columns):
-            row_max = cute.arch.fmax(row_max, S[r, c])
-        _store_once_per_quad(ctx, ctx.smem.sWarpMax, r, quad_max(row_max))
+    for r in cutlass.range_constexpr(cute.size(S, mode=[0])):
+        _store_once_per_quad(ctx, ctx.smem.sWarpMax, r, quad_max(row_max(S, r)))
     cute.arch.sync_threads()
-    for r in cutlass.range_constexpr(num_rows):
-        row = _row_of(ctx, r)
-        row_max = ctx.smem.sWarpMax[0, row]
+    for r in cutlass.range_constexpr(cute.size(S, mode=[0])):
+        tile_max = ctx.smem.sWarpMax[0, _row_of(ctx, r)]
         for w in cutlass.range_constexpr(1, cfg.num_warps):
-            row_max = cute.arch.fmax(row_max, ctx.smem.sWarpMax[w, row])
-        # −inf − (−inf) is not a number: a row without a visible column subtracts 0.
-        row_max = cutlass.select_(row_max == NEG_INF, Float32(0.0), row_max)
-        row_sum = Float32(0.0)
-        for c in cutlass.range_constexpr(num_columns):
-            S[r, c] = exp2(S[r, c] - row_max)
-            row_sum = row_sum + S[r, c]
-        _store_once_per_quad(ctx, ctx.smem.sWarpSum, r, quad_sum(row_sum))
+            tile_max = cute.arch.fmax(tile_max, ctx.smem.sWarpMax[w, _row_of(ctx, r)])
+        S[r, None].store(exp2(S[r, None].load() - finite_anchor(tile_max)))
+        _store_once_per_quad(ctx, ctx.smem.sWarpSum, r, quad_sum(row_sum(S, r)))
     rP = cute.make_rmem_tensor_like(acc_S, ctx.smem.sV.element_type)
     rP.store(acc_S.load().to(ctx.smem.sV.element_type))
     return as_operand_a(rP)

@@ -9,6 +9,7 @@ from cute_fa.blocks.block_range import key_blocks
 from cute_fa.blocks.gemm import gemm_reg_smem, operand_b
 from cute_fa.blocks.math import LN_2, NEG_INF, exp2
 from cute_fa.blocks.mma import tiled_mma_rows
+from cute_fa.blocks.softmax import finite_anchor
 from cute_fa.fa1.fwd_context import Fa1Context, Visit
 
 VECTOR = 4  # fp32 elements of O that a thread updates at once: 16 bytes
@@ -37,9 +38,9 @@ def update_statistics(ctx: Fa1Context, visit: Visit):
             old_max, old_sum = gmem.gRowMax[row], gmem.gRowSum[row]
         new_max = cute.arch.fmax(old_max, tile_max)
         # A row that has seen nothing yet: both exponentials below are of −inf, both sums are 0.
-        finite_max = cutlass.select_(new_max == NEG_INF, Float32(0.0), new_max)
-        old_sum = old_sum * exp2(old_max - finite_max)
-        tile_scale = exp2(tile_max - finite_max)
+        anchor = finite_anchor(new_max)
+        old_sum = old_sum * exp2(old_max - anchor)
+        tile_scale = exp2(tile_max - anchor)
         new_sum = old_sum + tile_sum * tile_scale
         has_seen = new_sum != 0.0
         inverse = cutlass.select_(has_seen, 1.0 / new_sum, Float32(0.0))
