@@ -82,6 +82,7 @@ class KernelCache:
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
+        self._sweep()
         self._evict(keep=key)
         return self.path(key)
 
@@ -112,10 +113,7 @@ class KernelCache:
         paths = self._directories()
         for path in paths:
             self._remove(path)
-        for leftover in list(self.root.glob(".new-*")):
-            # A young one may be another process's entry in the making.
-            if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
+        self._sweep()
         shutil.rmtree(self.root / ".locks", ignore_errors=True)
         return len(paths)
 
@@ -136,6 +134,14 @@ class KernelCache:
         if not self.root.is_dir():
             return []
         return [p for p in sorted(self.root.iterdir()) if len(p.name) == _KEY_DIGITS and p.is_dir()]
+
+    def _sweep(self) -> None:
+        """Remove what a process that died left half-written."""
+        for leftover in list(self.root.glob(".new-*")):
+            with contextlib.suppress(FileNotFoundError):
+                # A young one may be another process's entry in the making.
+                if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
+                    shutil.rmtree(leftover, ignore_errors=True)
 
     def _evict(self, keep: str) -> None:
         entries = self.entries()

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,19 @@ def test_a_failed_store_leaves_nothing(cache: KernelCache) -> None:
     assert list(cache.root.glob(".new-*")) == []
 
 
+def test_what_a_dead_process_left_is_swept_but_not_what_is_in_the_making(
+    cache: KernelCache,
+) -> None:
+    put(cache)
+    for name, age in ((".new-old", 7200), (".new-young", 60)):
+        (cache.root / name).mkdir()
+        (cache.root / name / "kernel.ptx").write_text("half")
+        then = time.time() - age
+        os.utime(cache.root / name, (then, then))
+    put(cache, OTHER)
+    assert [path.name for path in cache.root.glob(".new-*")] == [".new-young"]
+
+
 def test_the_directory_is_the_users_alone(cache: KernelCache) -> None:
     directory = put(cache)
     for path in (cache.root, directory):
@@ -144,6 +158,7 @@ def test_a_directory_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None
 
 HOLD = """
 import sys
+import time
 from pathlib import Path
 from cute_fa.build.cache import KernelCache, _locked
 cache, key = KernelCache(Path(sys.argv[1])), sys.argv[2]
