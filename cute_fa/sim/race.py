@@ -27,6 +27,9 @@ NEVER = 0xFFFF_FFFF
 IN_FLIGHT = 0xFFFF_0000
 """Stamps from here up (plus the agent) mark bytes that an asynchronous copy is still filling."""
 
+MOST_EVENTS = 1 << 22
+"""Events that a wave remembers before it forgets its past: 16 MB of instruction numbers."""
+
 Rect = tuple[int, int, int, int]  # agent rows r0:r1, CTA slots c0:c1
 
 _NO_INSTRUCTION = 0xFFFF_FFFF
@@ -65,7 +68,8 @@ class Clocks:
         self.seen[self._own] = IN_FLIGHT
         self.floor = self.seen.min(axis=-1)
         self._events = array("I", [_NO_INSTRUCTION])
-        self._most_events = IN_FLIGHT // self.agents - 1
+        self._most_events = min(IN_FLIGHT // self.agents - 1, MOST_EVENTS)
+        self._has_forgotten = False
 
     @property
     def full(self) -> bool:
@@ -89,7 +93,11 @@ class Clocks:
         return self._events[event]
 
     def forget(self) -> None:
-        """Start a new history in which everything so far is ordered before everything to come."""
+        """Start a new history in which everything so far is ordered before everything to come.
+
+        Races between the two sides are missed; nothing is reported that is not one.
+        """
+        self._has_forgotten = True
         del self._events[2:]
         self.seen[...] = 2 * self.agents
         self.seen[self._own] = IN_FLIGHT
@@ -120,6 +128,8 @@ class Clocks:
         """
         r0, r1, c0, c1 = rect
         seen = self.seen[r0:r1, c0:c1]
+        if self._has_forgotten:  # a snapshot from before may be ahead of the new count
+            snapshot = np.minimum(snapshot, np.uint32(len(self._events) * self.agents))
         if members is None:
             np.maximum(seen, snapshot[None], out=seen)
         else:

@@ -13,6 +13,7 @@ access only; an unordered earlier write hidden behind an ordered later one was i
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +37,7 @@ RULES = (
 Mask = np.ndarray | None
 
 
+@lru_cache(maxsize=64)
 def granule_bytes(kernel: Kernel) -> int | None:
     """Bytes of the smallest shared access in the kernel; None if it has none."""
     sizes = [shared_access_bytes(instr) for instr in kernel.body]

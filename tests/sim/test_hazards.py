@@ -283,3 +283,26 @@ def test_source_lines_appear_when_the_ptx_has_them():
     )
     (hazard,) = result.launch.hazards
     assert hazard.source == "kernel.py:42" and hazard.other.source == "kernel.py:41"
+
+
+LOOP = """
+    mov.b32 %r8, 0;
+    loop:
+    st.shared.b32 [%r3], %r8;
+    bar.sync 0;
+    ld.shared.b32 %r5, [%r4];
+    {second}
+    add.u32 %r8, %r8, 1; setp.lt.u32 %p1, %r8, 40; @%p1 bra loop;
+"""
+
+
+def test_a_wave_that_forgets_its_past_reports_nothing_wrong(monkeypatch):
+    from cute_fa.sim import race
+
+    clean, bug = LOOP.format(second="bar.sync 0;"), LOOP.format(second="")
+    for limit in (7, 10, 11, 50):
+        monkeypatch.setattr(race, "MOST_EVENTS", limit)
+        for policy in ("eager", "random"):
+            assert run(ADDRESSES + clean, threads=64, ctas=2, completion=policy).rules == []
+            racy = run(ADDRESSES + bug, threads=64, ctas=2, completion=policy)
+            assert set(racy.rules) == {"shared-race"}

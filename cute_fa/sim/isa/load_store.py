@@ -110,7 +110,10 @@ class MemoryAccess(Decoded):
 
 @effect("ld", "ldu")
 class Load(MemoryAccess):
-    """``ld``, ``ld.global.nc`` and ``ldu`` (PTX ISA 9.7.9.8 to 9.7.9.10)."""
+    """``ld``, ``ld.global.nc`` and ``ldu`` (PTX ISA 9.7.9.8 to 9.7.9.10).
+
+    A strong load may be a poll for what another warp stores: its lanes let all others run first.
+    """
 
     counter_class = "ld"
     progress = False
@@ -121,6 +124,8 @@ class Load(MemoryAccess):
         if len(self.dests) != self.count:
             raise self.unsupported(f"{len(self.dests)} destinations for {self.count} elements")
         self.sources = instr.operands[1:2]
+        self.polls = accesses.is_strong(instr)
+        self.ends_block = self.polls  # type: ignore[misc]
         widths = [register_bytes(kernel, name) for name in self.dests]
         kind = "i" if self.signed else "u"
         self._from = np.dtype(f"{kind}{min(self.element, 8)}")
@@ -135,6 +140,8 @@ class Load(MemoryAccess):
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> tuple[Any, ...]:
         (addresses,) = sources
+        if self.polls:
+            ctx.yield_(mask)
         parts = self.spaces(addresses, mask)
         if len(parts) == 1:
             raw = self._load(ctx, parts[0][0], addresses, mask)

@@ -306,3 +306,39 @@ def test_out_of_bounds_reads_are_poison_and_writes_are_dropped():
 def test_unknown_forms_are_refused_with_their_line(form):
     with pytest.raises(UnsupportedError, match=form.replace(".", r"\.")):
         run(f"{form} %r3, [%in];")
+
+
+@pytest.mark.parametrize("policy", ["eager", "random"])
+@pytest.mark.parametrize("order", ["volatile", "relaxed.cta", "acquire.cta"])
+def test_spinning_on_a_flag_lets_the_other_warp_set_it(policy, order):
+    store = "volatile" if order == "volatile" else "release.cta"
+    result = run(
+        f"""
+        st.{store}.shared.b32 [%smem], 0;
+        bar.sync 0;
+        setp.eq.u32 %p1, %warp, 1; @%p1 bra setter;
+        spin:
+        ld.{order}.shared.b32 %r3, [%smem];
+        setp.ne.u32 %p2, %r3, 9; @%p2 bra spin;
+        bra done;
+        setter:
+        st.{store}.shared.b32 [%smem], 9;
+        done:
+        st.global.b32 [%out], 1;
+        """,
+        threads=64,
+        completion=policy,
+    )
+    assert result.rules == [] and (result.out == 1).all()
+
+
+def test_spinning_on_a_flag_that_nobody_sets_is_a_deadlock():
+    result = run(
+        """
+        st.volatile.shared.b32 [%smem], 0;
+        spin:
+        ld.volatile.shared.b32 %r3, [%smem];
+        setp.ne.u32 %p2, %r3, 9; @%p2 bra spin;
+        """
+    )
+    assert result.rules == ["deadlock"]
