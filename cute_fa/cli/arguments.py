@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cute_fa.problem import AttentionProblem
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
+def add_json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
