@@ -46,8 +46,8 @@ def key_blocks(band: Band, m_block: cutlass.Int32, tile_m: int, tile_n: int) -> 
     n_full_stop = cutlass.max(band.stop_column(first_row), zero) // tile_n
     n_start, n_full_start = zero, zero
     if band.left is not None:
-        n_start = cutlass.max(band.start_column(first_row), zero) // tile_n
-        n_full_start = cute.ceil_div(cutlass.max(band.start_column(last_row), zero), tile_n)
+        n_start = cutlass.max(band.left_edge(first_row), zero) // tile_n
+        n_full_start = cute.ceil_div(cutlass.max(band.left_edge(last_row), zero), tile_n)
         n_start = cutlass.min(n_start, n_stop)
         n_full_start = cutlass.min(cutlass.max(n_full_start, n_start), n_stop)
         n_full_stop = cutlass.max(n_full_stop, n_full_start)

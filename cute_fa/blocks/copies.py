@@ -1,5 +1,4 @@
-"""Tile copies of the mma.sync rungs: global → shared (cp.async), shared → register (ldmatrix),
-register → shared → global for results.
+"""Tile copies of the mma.sync rungs: global → shared memory by cp.async, and results back.
 
 Everything moves in 16-byte chunks. A chunk outside the tensor is never read: cp.async takes a
 source size of 0 and fills the chunk with zeros (PTX ISA, cp.async, operand src-size).
@@ -9,33 +8,35 @@ from __future__ import annotations
 
 import cutlass
 from cutlass import cute
-from cutlass.cute.nvgpu import CopyUniversalOp, cpasync, warp
+from cutlass.cute.nvgpu import CopyUniversalOp, cpasync
 
-from cute_fa.blocks.tiles import CHUNK_BYTES, panel_columns
+from cute_fa.blocks.tiles import CHUNK_BYTES, panel_columns, swizzle_bits
 
 COPY_BITS = 8 * CHUNK_BYTES
 
 
-def shared_tile(
-    memory: cute.Pointer, rows: int, columns: int, stages: int | None = None
-) -> cute.Tensor:
-    """The tile (rows, columns[, stage]) at ``memory``, in XOR-swizzled panels (``blocks.tiles``).
+def shared_tile(memory: cute.Pointer, rows: int, columns: int, stages: int = 1) -> cute.Tensor:
+    """The tile (rows, columns, stage) at ``memory``, in XOR-swizzled panels (``blocks.tiles``).
 
     The swizzle belongs to the pointer, where it acts on byte addresses: bits 4… ^= bits 7…, as many
-    as a panel row has 16-byte chunks. ``memory`` is aligned to the pattern's 1024 bytes.
+    as number a panel row's 16-byte chunks. ``memory`` is aligned to the pattern's 1024 bytes.
     """
     panel = panel_columns(columns)
-    swizzle = cute.make_swizzle({64: 3, 32: 2, 16: 1}[panel], 4, 3)
+    swizzle = cute.make_swizzle(swizzle_bits(columns), 4, 3)
     atom = cute.make_layout((8, panel), stride=(panel, 1))
-    if stages is None:
-        layout = cute.tile_to_shape(atom, (rows, columns), (0, 1))
-    else:
-        layout = cute.tile_to_shape(atom, (rows, columns, stages), (0, 1, 2))
+    layout = cute.tile_to_shape(atom, (rows, columns, stages), (0, 1, 2))
     return cute.make_tensor(cute.recast_ptr(memory, swizzle_=swizzle), layout)
 
 
+def swizzled_address(pointer: cute.Pointer, columns: int) -> cutlass.Int32:
+    """The shared address that ``pointer`` into a ``shared_tile`` stands for, swizzle applied."""
+    address = pointer.toint()
+    chunk_bits = ((1 << swizzle_bits(columns)) - 1) * CHUNK_BYTES
+    return address ^ ((address >> 3) & chunk_bits)
+
+
 def transposed_view(sX: cute.Tensor) -> cute.Tensor:
-    """The same shared memory with rows and columns exchanged: (rows, columns, …) → (columns, rows, …)."""
+    """The same shared memory transposed: (rows, columns, …) → (columns, rows, …)."""
     modes = [1, 0, *range(2, cute.rank(sX))]
     return cute.make_tensor(sX.iterator, cute.select(sX.layout, mode=modes))
 
@@ -60,7 +61,7 @@ def async_load_copy(dtype: type, num_threads: int, columns: int) -> cute.TiledCo
 
 
 def chunk_store_copy(dtype: type, num_threads: int, columns: int) -> cute.TiledCopy:
-    """16-byte copies between shared memory, registers and global memory, as in ``async_load_copy``."""
+    """16-byte copies of registers to or from memory, threads arranged as in ``async_load_copy``."""
     atom = cute.make_copy_atom(CopyUniversalOp(), dtype, num_bits_per_copy=COPY_BITS)
     return _chunked_copy(atom, dtype, num_threads, columns)
 
@@ -107,8 +108,3 @@ def copy_tile(
         cute.copy(tiled_copy, src, dst)
     else:
         cute.copy(tiled_copy, src, dst, pred=chunk_predicate(tXcX, rows, columns))
-
-
-def ldmatrix_atom(dtype: type, *, transpose: bool = False) -> cute.CopyAtom:
-    """ldmatrix.x4, four 8×8 matrices of 16-bit elements a time, optionally transposed."""
-    return cute.make_copy_atom(warp.LdMatrix8x8x16bOp(transpose=transpose, num_matrices=4), dtype)

@@ -17,6 +17,11 @@ def exp2(x):
     return cute.math.exp2(x, fastmath=True)
 
 
+def fma(x: cute.TensorSSA, factor: cutlass.Float32, addend: cutlass.Float32) -> cute.TensorSSA:
+    """x·factor + addend with one rounding, elementwise; both scalars are broadcast."""
+    return cute.math.fma(x, cute.full_like(x, factor), cute.full_like(x, addend))
+
+
 def tanh_from_exp2(x_log2e2):
     """tanh(x), given ``x_log2e2`` = 2·log2(e)·x: 1 − 2 / (1 + e^2x), exact at both infinities.
 

@@ -1,7 +1,7 @@
 """Tensor-core products of the mma.sync rungs and the views of their accumulators.
 
-One shape serves all: m16n8k16, 16-bit operands, fp32 accumulators. Thread t of a warp holds, of each
-16×8 accumulator block, rows t/4 and t/4 + 8 and columns 2(t%4), 2(t%4) + 1 (PTX ISA, "Matrix
+One shape serves all: m16n8k16, 16-bit operands, fp32 accumulators. Thread t of a warp holds, of
+each 16×8 accumulator block, rows t/4 and t/4 + 8 and columns 2(t%4), 2(t%4) + 1 (PTX ISA, "Matrix
 Fragments for mma.m16n8k16"): a row lives in a quad of four threads.
 """
 
@@ -45,3 +45,13 @@ def as_operand_a(acc: cute.Tensor) -> cute.Tensor:
         stride=((pair_stride, half_stride, n_stride), m_stride, 2 * n_stride),
     )
     return cute.make_tensor(acc.iterator, layout)
+
+
+def row_offset(r: int, num_warps: int) -> int:
+    """Rows from a thread's first accumulator row to its r-th, with the warps stacked along M."""
+    return MMA_M * num_warps * (r // 2) + 8 * (r % 2)
+
+
+def column_offset(c: int) -> int:
+    """Columns from a thread's first accumulator column to its c-th."""
+    return MMA_N * (c // 2) + c % 2

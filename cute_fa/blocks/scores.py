@@ -1,8 +1,8 @@
 """From raw scores q·k to the exponents of the softmax: scale, its sign, and softcap.
 
 exp(scale·s − max) is evaluated as 2^(s·scale_log2 − max_log2), one FMA and one ex2 per score
-(FlashAttention-2, section 3.1). That needs scale_log2 > 0, twice over: the row maximum is taken over
-raw scores, and a masked score must stay −inf. So
+(FlashAttention-2, section 3.1). That needs scale_log2 > 0, twice over: the row maximum is taken
+over raw scores, and a masked score must stay −inf. So
 
     softmax_scale > 0   S is used as it is
     softmax_scale < 0   Q is negated in shared memory: (−Q)Kᵀ·|scale|, exact
@@ -51,19 +51,18 @@ def score_scale(scale: cutlass.Float32, softcap: cutlass.Float32, has_softcap: b
 def fold_scale_sign(tQsQ: cute.Tensor, scores: ScoreScale):
     """Negate (scale < 0) or clear (scale = 0) this thread's own chunks of Q in shared memory.
 
-    Call it between the thread's cp.async wait and the barrier that publishes Q. ``tQsQ`` is the
-    destination partition of Q's copy, (CPY, CPY_M, CPY_K).
+    For variants without softcap. Call it between the thread's cp.async wait and the barrier that
+    publishes Q. ``tQsQ`` is the destination partition of Q's copy, (CPY, CPY_M, CPY_K).
     """
-    if cutlass.const_expr(scores.cap_factor is None):
-        if scores.scale <= 0.0:
-            keep = cutlass.select_(scores.scale == 0.0, cutlass.Int32(0), cutlass.Int32(-1))
-            flip = keep & cutlass.Int32(SIGN_BITS_16X2 - (1 << 32))
-            words_smem = cute.recast_tensor(tQsQ, cutlass.Int32)  # (CPY / 2, CPY_M, CPY_K)
-            words = cute.make_rmem_tensor_like(words_smem)
-            cute.autovec_copy(words_smem, words)
-            for i in cutlass.range_constexpr(cute.size(words)):
-                words[i] = (words[i] & keep) ^ flip
-            cute.autovec_copy(words, words_smem)
+    if scores.scale <= 0.0:
+        keep = cutlass.select_(scores.scale == 0.0, cutlass.Int32(0), cutlass.Int32(-1))
+        flip = keep & cutlass.Int32(SIGN_BITS_16X2 - (1 << 32))
+        words_smem = cute.recast_tensor(tQsQ, cutlass.Int32)  # (CPY / 2, CPY_M, CPY_K)
+        words = cute.make_rmem_tensor_like(words_smem)
+        cute.autovec_copy(words_smem, words)
+        for i in cutlass.range_constexpr(cute.size(words)):
+            words[i] = (words[i] & keep) ^ flip
+        cute.autovec_copy(words, words_smem)
 
 
 @cute.jit

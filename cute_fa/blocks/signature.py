@@ -22,7 +22,7 @@ def fake_forward_arguments(
     head_dim_v: int,
     workspace: tuple[tuple[str, tuple[object, ...]], ...] = (),
 ) -> tuple:
-    """(mQ, mK, mV, mO, mLSE, *workspace, softmax_scale, softcap, window_left, window_right, stream).
+    """Arguments of a forward kernel: tensors, scale, softcap, window left and right, stream.
 
     mQ (B, Sq, Hq, D), mK (B, Sk, Hk, D), mV (B, Sk, Hk, Dv), mO (B, Sq, Hq, Dv) with a unit last
     stride and other strides in multiples of 16 bytes, 64 bits wide; mLSE (B, Hq, Sq) fp32,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cutlass
 from cutlass import cute
 
-from cute_fa.blocks.math import LN_2, NEG_INF, exp2, quad_max, quad_sum
+from cute_fa.blocks.math import LN_2, NEG_INF, exp2, fma, quad_max, quad_sum
 from cute_fa.blocks.mma import rows_by_columns
 
 
@@ -26,8 +26,21 @@ def row_max(scores: cute.Tensor, r: int) -> cutlass.Float32:
     return cute.arch.fmax(even, odd)
 
 
+def row_sum(scores: cute.Tensor, r: int) -> cutlass.Float32:
+    """Sum of row ``r`` over this thread's columns, as a tree.
+
+    A serial sum is scheduled late, and until then keeps every exponential in a register of its own
+    beside its 16-bit copy: at D = 128 that spills.
+    """
+    terms = [scores[r, c] for c in range(cute.size(scores, mode=[1]))]
+    while len(terms) > 1:
+        pairs = [terms[i] + terms[i + 1] for i in range(0, len(terms) - 1, 2)]
+        terms = pairs + terms[2 * len(pairs) :]
+    return terms[0]
+
+
 def finite_anchor(max_log2: cutlass.Float32) -> cutlass.Float32:
-    """The maximum to subtract: 0 for a row that has seen no key, so that −inf − anchor is no NaN."""
+    """The maximum to subtract: 0 for a row without keys so far, else −inf − (−inf) is NaN."""
     return cutlass.select_(max_log2 == NEG_INF, cutlass.Float32(0.0), max_log2)
 
 
@@ -55,24 +68,24 @@ class OnlineSoftmax:
         return OnlineSoftmax(max_log2, sum_exp, scale_log2)
 
     @cute.jit
-    def update(self, acc_S: cute.Tensor, acc_O: cute.Tensor):
+    def update(self, acc_S: cute.Tensor, acc_O: cute.Tensor, is_masked: cutlass.Constexpr):
         """Take in one score tile: S ← P = exp(S − max) in place, O ← O · exp(old max − max).
 
-        acc_S is ((2, 2), MMA_M, MMA_N), −inf where masked; acc_O is ((2, 2), MMA_M, MMA_Dv).
+        acc_S is ((2, 2), MMA_M, MMA_N), −inf where masked; acc_O is ((2, 2), MMA_M, MMA_Dv). Only a
+        masked tile can leave a row without any key so far.
         """
         scores, out = rows_by_columns(acc_S), rows_by_columns(acc_O)
         for r in cutlass.range_constexpr(cute.size(scores, mode=[0])):
             old_max = self.max_log2[r]
             new_max = cute.arch.fmax(old_max, quad_max(row_max(scores, r)) * self.scale_log2)
-            anchor = finite_anchor(new_max)
+            anchor = new_max
+            if cutlass.const_expr(is_masked):
+                anchor = finite_anchor(new_max)
             rescale = exp2(old_max - anchor)
-            p = exp2(scores[r, None].load() * self.scale_log2 - anchor)  # (columns,)
-            self.max_log2[r] = new_max
-            self.sum_exp[r] = self.sum_exp[r] * rescale + p.reduce(
-                cute.ReductionOp.ADD, cutlass.Float32(0.0), 0
-            )
-            scores[r, None].store(p)
             out[r, None].store(out[r, None].load() * rescale)
+            scores[r, None].store(exp2(fma(scores[r, None].load(), self.scale_log2, -anchor)))
+            self.max_log2[r] = new_max
+            self.sum_exp[r] = self.sum_exp[r] * rescale + row_sum(scores, r)
 
     @cute.jit
     def finish(self, acc_O: cute.Tensor) -> cute.Tensor:

@@ -18,15 +18,6 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def padded_head_dim(head_dim: int) -> int:
-    """Columns that a tile spends on ``head_dim``: the mma's k of 16, or 32 above 128.
-
-    Above 128 the kernels use 256 threads, and a 16-column panel would be loaded 128 rows at a
-    time, more than their K/V tiles have.
-    """
-    return round_up(head_dim, MMA_K if head_dim <= 128 else 2 * MMA_K)
-
-
 def panel_columns(columns: int) -> int:
     """Width in elements of the widest swizzled panel (64, 32 or 16) that divides ``columns``.
 
@@ -37,6 +28,11 @@ def panel_columns(columns: int) -> int:
         if columns % width == 0:
             return width
     raise ValueError(f"a tile of {columns} columns has no swizzle: expected a multiple of 16")
+
+
+def swizzle_bits(columns: int) -> int:
+    """How many address bits the swizzle of such a panel XORs: 3, 2 or 1 for 8, 4 or 2 chunks."""
+    return {64: 3, 32: 2, 16: 1}[panel_columns(columns)]
 
 
 def rows_per_copy(num_threads: int, columns: int, element_bytes: int = 2) -> int:

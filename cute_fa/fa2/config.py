@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from cute_fa.blocks.tiles import (
     MMA_K,
     MMA_M,
-    MMA_N,
     WARP_THREADS,
-    padded_head_dim,
     panel_columns,
     round_up,
     rows_per_copy,
     tile_bytes,
 )
-from cute_fa.errors import InvalidArgumentError
-from cute_fa.target import KIB
+from cute_fa.errors import InvalidArgumentError, UnsupportedError
+from cute_fa.problem import MAX_HEAD_DIM, KernelVariant
+from cute_fa.target import KIB, Target
 
 ELEMENT_BYTES = 2
 DTYPES = ("float16", "bfloat16")
@@ -61,7 +60,12 @@ class Fa2FwdConfig:
         require(self.dtype in DTYPES, "dtype", self.dtype, " or ".join(DTYPES))
         for name in ("head_dim", "head_dim_v"):
             value = getattr(self, name)
-            require(0 < value <= 256 and value % 8 == 0, name, value, "a multiple of 8 up to 256")
+            require(
+                0 < value <= MAX_HEAD_DIM and value % 8 == 0,
+                name,
+                value,
+                f"a multiple of 8 up to {MAX_HEAD_DIM}",
+            )
         require(
             not (self.is_causal and self.has_window_right),
             "two right bounds",
@@ -108,14 +112,23 @@ class Fa2FwdConfig:
         )
 
     @property
+    def pad_columns(self) -> int:
+        """What the head dims are padded to a multiple of: the mma's k of 16, or 32 above 64.
+
+        Wider tiles have fewer rows, or are loaded by more threads, than a 16-column panel can be
+        split over evenly.
+        """
+        return MMA_K if max(self.head_dim, self.head_dim_v) <= 64 else 2 * MMA_K
+
+    @property
     def padded_d(self) -> int:
         """Columns of the Q and K tiles."""
-        return padded_head_dim(self.head_dim)
+        return round_up(self.head_dim, self.pad_columns)
 
     @property
     def padded_dv(self) -> int:
         """Columns of the V and O tiles."""
-        return padded_head_dim(self.head_dim_v)
+        return round_up(self.head_dim_v, self.pad_columns)
 
     @property
     def num_warps(self) -> int:
@@ -148,10 +161,9 @@ class Fa2FwdConfig:
         return self.smem_q_bytes + self.stages * (self.smem_k_bytes + self.smem_v_bytes)
 
     @property
-    def accumulator_registers(self) -> int:
-        """fp32 registers per thread that hold S and O at once."""
-        per_row = (self.tile_n + round_up(self.padded_dv, 2 * MMA_N)) // 4
-        return self.rows_per_thread * per_row
+    def warp_row_span(self) -> int:
+        """Rows from a warp's first to one past its last; other warps' rows lie between."""
+        return self.tile_m - MMA_M * (self.num_warps - 1)
 
     def _smem_arithmetic(self) -> str:
         q_columns = max(self.padded_d, self.padded_dv)
@@ -163,3 +175,94 @@ class Fa2FwdConfig:
     def workspace(self, batch: int, seqlen_q: int, heads_q: int) -> tuple:
         """Global scratch tensors that a launch needs: none, O and its statistics stay on chip."""
         return ()
+
+
+@dataclass(frozen=True)
+class TileChoice:
+    """One row of the tile table: the plan for head dims up to ``max_dim``."""
+
+    max_dim: int
+    tile_m: int
+    tile_n: int
+    num_warps: int
+    stages: int
+
+
+# Up to D = 128 four warps take 32 rows each: every ldmatrix of K or V then feeds four mma, and two
+# CTAs share an SM. Above, O alone would fill their registers, so a warp takes 16 rows. tile_n is
+# what the 255 registers of a thread leave for S beside O without a spill under any mask; the rings
+# are as deep as two CTAs per SM allow (one from D = 192).
+_TILES: dict[str, tuple[TileChoice, ...]] = {
+    "99 KiB": (
+        TileChoice(64, 128, 64, 4, 2),
+        TileChoice(96, 128, 64, 4, 1),
+        TileChoice(128, 128, 32, 4, 1),
+        TileChoice(192, 128, 64, 8, 1),
+        TileChoice(256, 64, 64, 4, 1),
+    ),
+    "163 KiB": (
+        TileChoice(64, 128, 64, 4, 2),
+        TileChoice(96, 128, 64, 4, 2),
+        TileChoice(128, 128, 32, 4, 2),
+        TileChoice(192, 128, 64, 8, 2),
+        TileChoice(256, 128, 64, 8, 1),
+    ),
+    "227 KiB": (
+        TileChoice(64, 128, 64, 4, 3),
+        TileChoice(96, 128, 64, 4, 2),
+        TileChoice(128, 128, 32, 4, 3),
+        TileChoice(192, 128, 64, 8, 2),
+        TileChoice(256, 128, 64, 8, 2),
+    ),
+}
+
+# The tanh of a softcap keeps more values alive than a thread with four rows has registers for.
+_SOFTCAP_TILE = TileChoice(128, 128, 64, 8, 2)
+_SOFTCAP_MIN_DIM = 65
+
+
+def tile_choice(variant: KernelVariant, target: Target) -> TileChoice:
+    """The row of the tile table for the larger of the two head dims on ``target``."""
+    widest = max(variant.head_dim, variant.head_dim_v)
+    fitting = [name for name in _TILES if int(name.split()[0]) * KIB <= target.smem_per_block_bytes]
+    if not fitting or widest > MAX_HEAD_DIM:
+        raise UnsupportedError(
+            "FA2 has no tile for this head dim and architecture",
+            got=f"head dims {variant.head_dim} and {variant.head_dim_v} on {target.arch} with "
+            f"{target.smem_per_block_bytes} bytes of shared memory per block",
+            expected=f"head dims up to {MAX_HEAD_DIM}, and at least 99 KiB",
+            alternatives=("sm_80",),
+        )
+    if variant.has_softcap and _SOFTCAP_MIN_DIM <= widest <= _SOFTCAP_TILE.max_dim:
+        return _SOFTCAP_TILE
+    return next(choice for choice in _TILES[fitting[-1]] if widest <= choice.max_dim)
+
+
+def pick_fwd(variant: KernelVariant, target: Target) -> Fa2FwdConfig:
+    """The plan for ``variant`` on ``target``.
+
+    Raises:
+        UnsupportedError: a dtype other than fp16 and bf16, or no tile for the head dims.
+    """
+    if variant.dtype not in DTYPES:
+        raise UnsupportedError(
+            "FA2 multiplies 16-bit inputs only",
+            got=variant.dtype,
+            expected=" or ".join(DTYPES),
+            fix="convert the inputs",
+        )
+    tile = tile_choice(variant, target)
+    return Fa2FwdConfig(
+        dtype=variant.dtype,
+        head_dim=variant.head_dim,
+        head_dim_v=variant.head_dim_v,
+        is_causal=variant.causal,
+        has_window_left=variant.has_window_left,
+        has_window_right=variant.has_window_right,
+        has_softcap=variant.has_softcap,
+        tile_m=tile.tile_m,
+        tile_n=tile.tile_n,
+        num_threads=tile.num_warps * WARP_THREADS,
+        stages=tile.stages,
+        smem_limit_bytes=target.smem_per_block_bytes,
+    )

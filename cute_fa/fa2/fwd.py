@@ -16,7 +16,8 @@ of Q, never the columns of K: no warp needs another's results (paper, section 3.
 
 One iteration, all warps alike (``stages`` = 1):
 
-    wait K(n)  barrier  load V(n)    S = Q K(n)ᵀ   wait V(n)  barrier  load K(n−1)   softmax   O += P V(n)
+    wait K(n)   barrier   load V(n)      S = Q K(n)ᵀ
+    wait V(n)   barrier   load K(n−1)    softmax    O += P V(n)
 """
 
 from __future__ import annotations
@@ -32,17 +33,16 @@ from cute_fa.blocks.copies import (
     async_load_copy,
     chunk_store_copy,
     copy_tile,
-    ldmatrix_atom,
     shared_tile,
-    transposed_view,
 )
 from cute_fa.blocks.gemm import Operand, gemm_reg_smem, gemm_smem_smem, operand_a, operand_b
 from cute_fa.blocks.mask import mask_scores
-from cute_fa.blocks.mma import as_operand_a, rows_by_columns, tiled_mma_rows
+from cute_fa.blocks.mma import as_operand_a, row_offset, tiled_mma_rows
 from cute_fa.blocks.scores import ScoreScale, cap_scores, fold_scale_sign, score_scale
 from cute_fa.blocks.seqlen import Band, SeqlenInfo, clamp_window
 from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
 from cute_fa.blocks.softmax import OnlineSoftmax
+from cute_fa.blocks.tiles import MMA_M, WARP_THREADS
 from cute_fa.fa2.config import Fa2FwdConfig
 
 SMEM_ALIGN_BYTES = 1024
@@ -83,12 +83,15 @@ class RowTile:
     load_k: RingLoad
     load_v: RingLoad
     acc_O: cute.Tensor  # ((2, 2), MMA_M, MMA_Dv)
-    tScS: cute.Tensor  # ((2, 2), MMA_M, MMA_N) of (row, column)
+    acc_S_shape: cutlass.Constexpr  # ((2, 2), MMA_M, MMA_N)
     softmax: OnlineSoftmax
     scores: ScoreScale
     band: Band
     blocks: KeyBlocks
-    first_row: cutlass.Int32
+    m_block: cutlass.Int32
+    warp_row: cutlass.Int32  # first global row of the warp
+    thread_row: cutlass.Int32  # global row of the thread's first accumulator element
+    thread_column: cutlass.Int32  # and its column in the tile
 
 
 class Fa2Fwd:
@@ -112,7 +115,7 @@ class Fa2Fwd:
         window_right: cutlass.Int32,
         stream,
     ):
-        """Launch on ``stream``; ``softcap`` and the window are read only by variants that have them."""
+        """Launch on ``stream``; only variants that have them read ``softcap`` and the window."""
         cfg = self.config
         batch, seqlen_q, heads, _ = mQ.shape
         seqlen = SeqlenInfo(seqlen_q, mK.shape[1])
@@ -123,7 +126,7 @@ class Fa2Fwd:
             right = cutlass.Int32(0)
         if cutlass.const_expr(cfg.has_window_right):
             right = clamp_window(window_right, seqlen)
-        band = Band(seqlen, left, right)
+        band = Band(seqlen, left, right, is_within_k=cfg.is_causal)
         scores = score_scale(softmax_scale, softcap, cfg.has_softcap)
         self.kernel(mQ, mK, mV, mO, mLSE, scores, band).launch(
             grid=[cute.ceil_div(seqlen_q, cfg.tile_m), heads, batch],
@@ -156,8 +159,8 @@ class Fa2Fwd:
         memory_q = self._allocate(smem, cfg.smem_q_bytes)
         memory_k = self._allocate(smem, cfg.stages * cfg.smem_k_bytes)
         memory_v = self._allocate(smem, cfg.stages * cfg.smem_v_bytes)
-        sQ = shared_tile(memory_q, cfg.tile_m, cfg.padded_d)  # (M, D)
-        sO = shared_tile(memory_q, cfg.tile_m, cfg.padded_dv)  # (M, Dv), in Q's place at the end
+        sQ = shared_tile(memory_q, cfg.tile_m, cfg.padded_d)  # (M, D, 1)
+        sO = shared_tile(memory_q, cfg.tile_m, cfg.padded_dv)  # (M, Dv, 1), in Q's place at the end
         sK = shared_tile(memory_k, cfg.tile_n, cfg.padded_d, cfg.stages)  # (N, D, stage)
         sV = shared_tile(memory_v, cfg.tile_n, cfg.padded_dv, cfg.stages)  # (N, Dv, stage)
 
@@ -170,21 +173,25 @@ class Fa2Fwd:
             thr_mma.partition_shape_C((cfg.tile_m, cfg.padded_dv)), cutlass.Float32
         )  # ((2, 2), MMA_M, MMA_Dv)
         acc_O.fill(0.0)
-        direct, transposing = ldmatrix_atom(self.dtype), ldmatrix_atom(self.dtype, transpose=True)
+        tScS = thr_mma.partition_C(cute.make_identity_tensor((cfg.tile_m, cfg.tile_n)))
         tile = RowTile(
             tiled_mma=tiled_mma,
-            q=operand_a(tiled_mma, direct, sQ, tidx),
-            k=operand_b(tiled_mma, direct, sK, tidx),
-            vt=operand_b(tiled_mma, transposing, transposed_view(sV), tidx),
+            q=operand_a(tiled_mma, sQ, tidx),
+            k=operand_b(tiled_mma, sK, tidx),
+            vt=operand_b(tiled_mma, sV, tidx, transpose=True),
             load_k=load_k,
             load_v=load_v,
             acc_O=acc_O,
-            tScS=thr_mma.partition_C(cute.make_identity_tensor((cfg.tile_m, cfg.tile_n))),
+            acc_S_shape=tScS.shape,
             softmax=OnlineSoftmax.start(cfg.rows_per_thread, scores.scale_log2),
             scores=scores,
             band=band,
             blocks=blocks,
-            first_row=m_block * cfg.tile_m,
+            m_block=m_block,
+            warp_row=m_block * cfg.tile_m
+            + MMA_M * cute.arch.make_warp_uniform(tidx // WARP_THREADS),
+            thread_row=m_block * cfg.tile_m + tScS[0][0],
+            thread_column=tScS[0][1],
         )
 
         # -- loop
@@ -231,10 +238,10 @@ class Fa2Fwd:
         copy = async_load_copy(self.dtype, cfg.num_threads, cfg.padded_d)
         thr_copy = copy.get_slice(tidx)
         shape = (cfg.tile_m, cfg.padded_d)
-        gQ = cute.local_tile(mQ, shape, (tile.first_row // cfg.tile_m, 0))  # (M, D)
-        tQsQ = thr_copy.partition_D(sQ)  # (CPY, CPY_M, CPY_K)
+        gQ = cute.local_tile(mQ, shape, (tile.m_block, 0))  # (M, D)
+        tQsQ = thr_copy.partition_D(sQ[None, None, 0])  # (CPY, CPY_M, CPY_K)
         tQcQ = thr_copy.partition_S(cute.make_identity_tensor(shape))
-        rows = tile.band.seqlen.seqlen_q - tile.first_row
+        rows = tile.band.seqlen.seqlen_q - tile.m_block * cfg.tile_m
         columns = None if cfg.head_dim == cfg.padded_d else cfg.head_dim
         copy_tile(copy, thr_copy.partition_S(gQ), tQsQ, tQcQ, rows, columns)
         cute.arch.cp_async_commit_group()
@@ -243,8 +250,9 @@ class Fa2Fwd:
             self.load_block(tile, tile.load_k, tile.blocks.n_stop - 1 - i, is_ragged=True)
             if cutlass.const_expr(i + 1 < cfg.stages):
                 self.load_block(tile, tile.load_v, tile.blocks.n_stop - 1 - i, is_ragged=True)
-        cute.arch.cp_async_wait_group(2 * cfg.stages - 1)
-        fold_scale_sign(tQsQ, tile.scores)
+        if cutlass.const_expr(not cfg.has_softcap):
+            cute.arch.cp_async_wait_group(2 * cfg.stages - 1)
+            fold_scale_sign(tQsQ, tile.scores)
 
     @cute.jit
     def load_block(
@@ -287,22 +295,24 @@ class Fa2Fwd:
         # K(n) has landed for all; all warps are done with the V slot that is filled next.
         cute.arch.cp_async_wait_group(pending)
         cute.arch.sync_threads()
-        self.load_block(tile, tile.load_v, n_block - (cfg.stages - 1), is_ragged=is_masked)
+        # Only the right-most block can be ragged, and only a ring of one slot loads its V here.
+        is_ragged = is_masked and cfg.stages == 1
+        self.load_block(tile, tile.load_v, n_block - (cfg.stages - 1), is_ragged)
 
         # S = Q Kᵀ   (M, N) = (M, D) @ (D, N)
-        acc_S = cute.make_rmem_tensor(tile.tScS.shape, cutlass.Float32)  # ((2, 2), MMA_M, MMA_N)
+        acc_S = cute.make_rmem_tensor(tile.acc_S_shape, cutlass.Float32)  # ((2, 2), MMA_M, MMA_N)
         acc_S.fill(0.0)
         gemm_smem_smem(tile.tiled_mma, acc_S, tile.q, tile.k.at_stage(stage))
 
         # V(n) has landed for all; all warps are done with K(n), whose slot is filled next.
         cute.arch.cp_async_wait_group(pending)
         cute.arch.sync_threads()
-        self.load_block(tile, tile.load_k, n_block - cfg.stages, is_ragged=is_masked)
+        self.load_block(tile, tile.load_k, n_block - cfg.stages, is_ragged=False)
 
         cap_scores(acc_S, tile.scores)
         if cutlass.const_expr(is_masked):
-            mask_scores(acc_S, tile.tScS, tile.band, tile.first_row, n_block * cfg.tile_n)
-        tile.softmax.update(acc_S, tile.acc_O)  # S ← P
+            self.mask(tile, acc_S, n_block * cfg.tile_n)
+        tile.softmax.update(acc_S, tile.acc_O, is_masked)  # S ← P
         rP = cute.make_rmem_tensor_like(acc_S, self.dtype)
         rP.store(acc_S.load().to(self.dtype))
 
@@ -310,13 +320,22 @@ class Fa2Fwd:
         gemm_reg_smem(tile.tiled_mma, tile.acc_O, as_operand_a(rP), tile.vt.at_stage(stage))
 
     @cute.jit
+    def mask(self, tile: RowTile, acc_S: cute.Tensor, first_column: cutlass.Int32):
+        """S ← −inf outside the band, by the warps of whose rows the band cuts this tile."""
+        cfg = self.config
+        last_row = tile.warp_row + cfg.warp_row_span - 1
+        last_column = first_column + cfg.tile_n - 1
+        if tile.band.cuts(tile.warp_row, last_row, first_column, last_column):
+            column = first_column + tile.thread_column
+            mask_scores(acc_S, tile.band, tile.thread_row, column, cfg.num_warps)
+
+    @cute.jit
     def store_lse(self, tile: RowTile, mLSE: cute.Tensor):
         """O ← O / l in registers, and LSE (Sq,) by the first thread of each quad."""
         lse = tile.softmax.finish(tile.acc_O)
-        coords = rows_by_columns(tile.tScS)
-        if coords[0, 0][1] == 0:
+        if tile.thread_column == 0:
             for r in cutlass.range_constexpr(cute.size(lse)):
-                row = tile.first_row + coords[r, 0][0]
+                row = tile.thread_row + row_offset(r, self.config.num_warps)
                 if row < tile.band.seqlen.seqlen_q:
                     mLSE[row] = lse[r]
 
@@ -332,17 +351,17 @@ class Fa2Fwd:
         to_smem = cute.make_tiled_copy_C(
             cute.make_copy_atom(CopyUniversalOp(), self.dtype), tile.tiled_mma
         ).get_slice(tidx)
-        cute.copy(to_smem, to_smem.retile(rO), to_smem.partition_D(sO))
+        cute.copy(to_smem, to_smem.retile(rO), to_smem.partition_D(sO[None, None, 0]))
         cute.arch.sync_threads()
 
         copy = chunk_store_copy(self.dtype, cfg.num_threads, cfg.padded_dv)
         thr_copy = copy.get_slice(tidx)
         shape = (cfg.tile_m, cfg.padded_dv)
-        gO = cute.local_tile(mO, shape, (tile.first_row // cfg.tile_m, 0))  # (M, Dv)
-        tOsO, tOgO = thr_copy.partition_S(sO), thr_copy.partition_D(gO)
+        gO = cute.local_tile(mO, shape, (tile.m_block, 0))  # (M, Dv)
+        tOsO, tOgO = thr_copy.partition_S(sO[None, None, 0]), thr_copy.partition_D(gO)
         chunks = cute.make_rmem_tensor_like(tOsO)  # (CPY, CPY_M, CPY_K)
         cute.copy(copy, tOsO, chunks)
-        rows = tile.band.seqlen.seqlen_q - tile.first_row
+        rows = tile.band.seqlen.seqlen_q - tile.m_block * cfg.tile_m
         columns = None if cfg.head_dim_v == cfg.padded_dv else cfg.head_dim_v
         tOcO = thr_copy.partition_S(cute.make_identity_tensor(shape))
         copy_tile(copy, chunks, tOgO, tOcO, rows, columns)
