@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -202,13 +202,15 @@ class DeviceCall:
         self._modules = modules
         self._arguments = args, kwargs
         self._regions = tensors.CallRegions(device.memory)
-        self._running = runtime().running(self)
+        self._exit = ExitStack()
 
     def __enter__(self) -> None:
-        _one_call.acquire()
-        self._regions.__enter__()
-        self._regions.add_arguments(*self._arguments)
-        self._running.__enter__()
+        with ExitStack() as stack:
+            stack.enter_context(_one_call)
+            stack.enter_context(self._regions)
+            self._regions.add_arguments(*self._arguments)
+            stack.enter_context(runtime().running(self))
+            self._exit = stack.pop_all()
 
     def __exit__(
         self,
@@ -216,16 +218,13 @@ class DeviceCall:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        try:
-            return self._running.__exit__(kind, error, traceback)
-        finally:
-            self._regions.__exit__()
-            _one_call.release()
+        return self._exit.__exit__(kind, error, traceback)
 
     def launch(self, request: LaunchRequest) -> None:
         """Run the kernel that the host code launches, and keep the record of it."""
         from cute_fa.sim.execute import execute
 
+        self._regions.forget_live_tensors()
         module = self._module_of(request)
         kernel = module.kernels[request.kernel.name]
         params = bytearray(kernel.param_bytes)
@@ -275,6 +274,11 @@ class DeviceCall:
             got=", ".join(kernel for module in modules for kernel in module.kernels) or "none",
             expected="an .entry of that name",
         )
+
+
+def current_device() -> Device | None:
+    """The innermost device whose ``with`` block is running, if there is one."""
+    return hosts.current() if hosts.is_entered() else None
 
 
 def parse_all(texts: Sequence[str]) -> tuple[ptx.Module, ...]:

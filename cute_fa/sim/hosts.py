@@ -79,6 +79,10 @@ def leave(device: Device) -> None:
             _hooks = None
 
 
+def is_entered() -> bool:
+    return bool(_devices)
+
+
 def current() -> Device:
     """The innermost entered device; hooks exist only while there is one."""
     return _devices[-1]

@@ -138,6 +138,7 @@ class CallRegions:
         self._memory = memory
         self._regions: list[Region] = []
         self._owners: list[Any] = []  # what holds the regions' memory
+        self._live: list[tuple[int, int, Any]] | None = None  # all tensors, once looked for
 
     def __enter__(self) -> CallRegions:
         self._outer_resolver = self._memory.resolver
@@ -150,6 +151,7 @@ class CallRegions:
             self._memory.unregister(region)
         self._regions.clear()
         self._owners.clear()
+        self._live = None
 
     @plain_torch
     def add_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -187,14 +189,19 @@ class CallRegions:
         """The region of the live tensor that owns ``address``, if one does.
 
         Reached only by pointers that no argument explains: tensors made inside the called function,
-        raw pointers. Searching every object takes a while, which is why it comes last.
+        raw pointers. Looking at every object takes a while, so it is done once for a launch.
         """
-        for tensor in live_tensors():
-            base, nbytes = _extent(tensor)
+        if self._live is None:
+            self._live = [(*_extent(tensor), tensor) for tensor in live_tensors()]
+        for base, nbytes, tensor in self._live:
             if base <= address < base + nbytes:
                 name = f"a tensor {tuple(tensor.shape)} {tensor.dtype} that is no argument"
                 return self._register(base, nbytes, name, keep_alive=tensor)
         return None
+
+    def forget_live_tensors(self) -> None:
+        """Look for tensors anew: the host code has run since."""
+        self._live = None
 
 
 def _extent(tensor: Any) -> tuple[int, int]:

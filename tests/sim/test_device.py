@@ -18,7 +18,7 @@ from cutlass.cute.runtime import from_dlpack, make_ptr
 
 from cute_fa.errors import CompileError, InvalidArgumentError, UnsupportedError
 from cute_fa.sim import hosts
-from cute_fa.sim.device import Device, runs_on
+from cute_fa.sim.device import Device, current_device, runs_on
 from cute_fa.target import TARGETS, get_target
 from tests.sim import dsl_programs as programs
 
@@ -188,8 +188,11 @@ def test_every_architecture_follows_every_other_in_one_process(
 def test_devices_nest_and_the_inner_one_counts(quiet: dict[str, Any]) -> None:
     x, y = vectors()
     arguments = programs.symbolic_scale_arguments()
+    assert current_device() is None
     with Device("sm_80", **quiet) as outer:
+        assert current_device() is outer
         with Device("sm_90a", **quiet) as inner:
+            assert current_device() is inner
             run = inner.compile(programs.scale, *arguments, options=FFI)
             run(x, y, 2.0)
             assert torch.cuda.get_device_capability() == (9, 0)
