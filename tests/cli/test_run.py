@@ -10,6 +10,7 @@ import torch
 from cute_fa.cli import run as run_module
 from cute_fa.cli.main import main
 from cute_fa.problem import AttentionProblem
+from cute_fa.testing import Case
 
 SMALL = ("-g", "fa2", "-s", "40", "--seqlen-k", "70", "-H", "2", "--heads-k", "1", "-d", "32")
 
@@ -36,9 +37,17 @@ def test_run_prints_errors_bytes_and_counters(cute_fa) -> None:
         assert words in text
 
 
-def test_run_at_random_gives_one_row_each(cute_fa) -> None:
+def test_run_at_random_gives_one_row_each(cute_fa, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def few(count: int, seed: int) -> list[Case]:
+        drawn.append((count, seed))
+        problem = AttentionProblem(1, 9, 9, 1, 1, 32, 32, "bfloat16")
+        return [Case(f"random-{seed}-{number}", problem, seed) for number in range(count)]
+
+    monkeypatch.setattr("cute_fa.testing.random_problems", few)
     code, text = cute_fa("run", "-g", "fa2", "--random", "2", "--seed", "3")
-    assert code == 0
+    assert code == 0 and drawn == [(2, 3)]
     assert [line.split()[0] for line in text.splitlines()[1:3]] == ["random-3-0", "random-3-1"]
     assert text.splitlines()[-1] == "2 of 2 passed on sm_80"
 
