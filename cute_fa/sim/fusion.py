@@ -1,9 +1,9 @@
 """Many ``mma.sync`` of one block as one matrix product.
 
-A tile of a GEMM is a grid of accumulators: chains of ``mma.sync`` in which D of one is C of the next,
-one chain per accumulator. Chains that take the same A fragments lie side by side along n, chains
-that take the same B fragments along m. Where the chains of a block form a whole grid, they become
-one ``numpy.matmul`` per warp instead of one per instruction.
+A tile of a GEMM is a grid of accumulators: chains of ``mma.sync`` in which D of one is C of the
+next, one chain per accumulator. Chains that take the same A fragments lie side by side along n,
+chains that take the same B fragments along m. Where the chains of a block form a whole grid, they
+become one ``numpy.matmul`` per warp instead of one per instruction.
 
 The order of additions along k is then BLAS's; a tensor core's own order is not specified either.
 """

@@ -17,6 +17,7 @@ from cute_fa.errors import CuteFAError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from cute_fa.ptx import Instr, Module
+    from cute_fa.sim.execute import Launch
     from cute_fa.sim.wave import BlockContext, Wave
 
 ERROR = "error"
@@ -205,7 +206,12 @@ def _triple(cta: tuple[int, ...]) -> str:
 
 
 class HazardError(CuteFAError):
-    """Raised on the first error when the simulator is strict; ``hazard`` is the finding."""
+    """Raised on the first error when the simulator is strict.
+
+    ``hazard`` is the finding; ``launch`` what the launch had counted and found until then.
+    """
+
+    launch: Launch | None = None
 
     def __init__(self, hazard: Hazard) -> None:
         self.hazard = hazard

@@ -185,11 +185,11 @@ class LaneSpace:
     def from_mask(self, mask: np.ndarray, rect: Rect | None = None) -> LaneSet | None:
         """The set where ``mask`` holds; the mask covers ``rect`` (default: the whole wave)."""
         w0, _, c0, _ = rect or (0, self.shape[0], 0, self.shape[1])
-        occupied = mask.any(axis=2)
-        rows = np.flatnonzero(occupied.any(axis=1))
+        occupied: np.ndarray = np.any(mask, axis=2)
+        rows = np.flatnonzero(np.any(occupied, axis=1))
         if rows.size == 0:
             return None
-        columns = np.flatnonzero(occupied.any(axis=0))
+        columns = np.flatnonzero(np.any(occupied, axis=0))
         top, bottom = int(rows[0]), int(rows[-1]) + 1
         left, right = int(columns[0]), int(columns[-1]) + 1
         tight: Rect = (w0 + top, w0 + bottom, c0 + left, c0 + right)

@@ -20,7 +20,7 @@ from cute_fa.sim.wave import Wave
 
 BlockFunction = Callable[[Any, Any], Any]
 
-_POISON = {
+_POISON: dict[str, Any] = {
     "p": False,
     "h": np.uint16(0x7FC0),
     "r": np.uint32(0x7FC0DEAD),

@@ -223,14 +223,8 @@ class Program:
     def _namespace(self) -> dict[str, Any]:
         """The globals of every block: semantics, ufuncs, dtypes, constants and handlers."""
         space: dict[str, Any] = {name: getattr(np, name) for name in _UFUNCS}
-        space |= {
-            "mma_grid": mma_grid,
-            "where": np.where,
-            "copyto": np.copyto,
-            **NUMPY,
-            **HELPERS,
-            **isa.semantics(),
-        }
+        space |= {"where": np.where, "copyto": np.copyto, "mma_grid": mma_grid}
+        space |= {**NUMPY, **HELPERS, **isa.semantics()}
         for block in self.blocks:
             for name in block.source.constants:
                 if name not in space:

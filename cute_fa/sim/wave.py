@@ -120,16 +120,19 @@ class Wave:
     ) -> None:
         self.module = module
         self.kernel = kernel
-        self.config = config
+        self.config: LaunchConfig = config
         self.options = options
         self.memory = memory
         self.params = config.params
         self.index = index
         self.cta_ids = cta_ids
-        self.num_ctas = len(cta_ids)
-        self.num_warps = -(-config.threads // WARP_LANES)
-        self.cluster_size = config.cluster_ctas
-        self.cta_rank = np.arange(self.num_ctas, dtype=np.uint32) % np.uint32(self.cluster_size)
+        self.num_ctas: int = len(cta_ids)
+        self.num_warps: int = -(-config.threads // WARP_LANES)
+        self.cluster_size: int = config.cluster_ctas
+        self.cta_rank: np.ndarray = np.arange(self.num_ctas, dtype=np.uint32) % np.uint32(
+            self.cluster_size
+        )
+        self.smem_end: int
         self.shared_symbols, self.smem_end = shared_layout.place(module, kernel, config.smem_bytes)
         self.smem = np.zeros((self.num_ctas, shared_layout.padded(self.smem_end)), np.uint8)
         self.space = LaneSpace(self.num_warps, self.num_ctas)

@@ -86,7 +86,7 @@ def float_to_float(x: Array, target: str, mode: str) -> Array:
         return bf16_round(x.view(U4), mode)
     if mode == "rn" and target == "f16" and x.dtype.type is F4:
         return narrow(x, "f16").view(F2)
-    return _round_to(x.astype(F8), F8(0.0), target, mode)
+    return _round_to(x.astype(F8), np.zeros(()), target, mode)
 
 
 def _round_to(value: Array, residue: Array, target: str, mode: str) -> Array:

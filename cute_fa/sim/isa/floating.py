@@ -1,8 +1,8 @@
 """Single- and double-precision arithmetic: PTX ISA section 9.7.3, with the packed ``.f32x2`` forms.
 
 ``add``, ``sub`` and ``mul`` without a rounding modifier round to nearest even and are not
-contracted into fused operations (the ISA lets ptxas do so). The ``.approx`` functions are evaluated to float32
-accuracy, which is inside every error bound that the ISA states for them.
+contracted into fused operations (the ISA lets ptxas do so). The ``.approx`` functions are evaluated
+to float32 accuracy, which is inside every error bound that the ISA states for them.
 """
 
 from __future__ import annotations

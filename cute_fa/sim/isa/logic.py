@@ -87,7 +87,7 @@ def permute_bytes(a: Array, b: Array, selector: Array, mode: str) -> Array:
         low = (selector & U4(3)).astype(np.int64)
         table = np.array(_PERMUTE_MODES[mode], U4)[low]
         picks = [table[..., i] for i in range(4)]
-    result = U4(0)
+    result = np.zeros((), U4)
     for i, pick in enumerate(picks):
         byte = (joined >> ((pick & U4(7)).astype(U8) << U8(3))).astype(U1)
         replicate = (pick & U4(8)) != 0

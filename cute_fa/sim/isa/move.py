@@ -81,23 +81,27 @@ SPECIALS: dict[str, tuple[int, Callable[[Wave], Array]]] = {
     "%reserved_smem_offset_begin": (0, _constant(lambda w: 0)),
     "%reserved_smem_offset_end": (0, _constant(lambda w: addresses.SHARED_BASE)),
 }
-for _name, _axis in _AXES.items():
-    SPECIALS |= {
-        f"%tid.{_name}": (WARP | LANE, _thread_index(_axis)),
-        f"%ntid.{_name}": (0, _constant(lambda w, a=_axis: w.config.block[a])),
-        f"%ctaid.{_name}": (CTA, _cta(lambda w, a=_axis: w.cta_ids[:, a])),
-        f"%nctaid.{_name}": (0, _constant(lambda w, a=_axis: w.config.grid[a])),
-        f"%clusterid.{_name}": (
+
+
+def _coordinates(name: str, axis: int) -> dict[str, tuple[int, Callable[[Wave], Array]]]:
+    """The special registers that have an x, a y and a z."""
+    return {
+        f"%tid.{name}": (WARP | LANE, _thread_index(axis)),
+        f"%ntid.{name}": (0, _constant(lambda w: w.config.block[axis])),
+        f"%ctaid.{name}": (CTA, _cta(lambda w: w.cta_ids[:, axis])),
+        f"%nctaid.{name}": (0, _constant(lambda w: w.config.grid[axis])),
+        f"%clusterid.{name}": (CTA, _cta(lambda w: w.cta_ids[:, axis] // w.config.cluster[axis])),
+        f"%nclusterid.{name}": (0, _constant(lambda w: _clusters(w, axis))),
+        f"%cluster_ctaid.{name}": (
             CTA,
-            _cta(lambda w, a=_axis: w.cta_ids[:, a] // w.config.cluster[a]),
+            _cta(lambda w: w.cta_ids[:, axis] % w.config.cluster[axis]),
         ),
-        f"%nclusterid.{_name}": (0, _constant(lambda w, a=_axis: _clusters(w, a))),
-        f"%cluster_ctaid.{_name}": (
-            CTA,
-            _cta(lambda w, a=_axis: w.cta_ids[:, a] % w.config.cluster[a]),
-        ),
-        f"%cluster_nctaid.{_name}": (0, _constant(lambda w, a=_axis: w.config.cluster[a])),
+        f"%cluster_nctaid.{name}": (0, _constant(lambda w: w.config.cluster[axis])),
     }
+
+
+for _name, _axis in _AXES.items():
+    SPECIALS |= _coordinates(_name, _axis)
 """Each special register: the axes it varies along, and its array for a wave.
 
 ``%smid`` numbers the CTA slots of a wave. Clocks are not here: they change while a wave runs.

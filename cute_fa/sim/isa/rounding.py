@@ -16,6 +16,7 @@ Array = np.ndarray
 F2, F4, F8 = np.float16, np.float32, np.float64
 U2, U4, U8, I8 = np.uint16, np.uint32, np.uint64, np.int64
 
+_EXACT = np.zeros(())  # the residue of a float64 that holds the exact value
 _F32_TINY = F4(2.0**-126)  # smallest normal
 _HALF_ULP_MASK = U8((1 << 29) - 1)  # the bits that float32 does not keep of a float64
 _HALF_ULP_TIE = U8(1 << 28)
@@ -67,6 +68,13 @@ def _directed(nearest: Array, error: Array, mode: str) -> Array:
     return np.where(too_far, toward_zero, nearest)
 
 
+def _signed_zero(total: Array, a: Array, b: Array, mode: str) -> Array:
+    """A sum with the sign that an exact zero has: - when rounding down, unless both are +0."""
+    if mode != "rm":
+        return total
+    return np.where((total == 0) & (np.signbit(a) | np.signbit(b)), F8(-0.0), total)
+
+
 @library
 def fma_f32(a: Array, b: Array, c: Array) -> Array:
     """``fma.rn.f32``: one rounding (9.7.3.6).
@@ -87,24 +95,22 @@ def fma_f32(a: Array, b: Array, c: Array) -> Array:
 @library
 def fma_f32_directed(a: Array, b: Array, c: Array, mode: str) -> Array:
     """``fma.rz|rm|rp.f32`` (9.7.3.6)."""
-    total, residue = two_sum(np.multiply(a, b, dtype=F8), np.asarray(c, F8))
-    return to_f32(total, residue, mode)
+    product = np.multiply(a, b, dtype=F8)
+    total, residue = two_sum(product, np.asarray(c, F8))
+    return to_f32(_signed_zero(total, product, c, mode), residue, mode)
 
 
 @library
 def add_f32_directed(a: Array, b: Array, mode: str) -> Array:
-    """``add.rz|rm|rp.f32`` (9.7.3.3); an exact zero sum is -0 under .rm."""
+    """``add.rz|rm|rp.f32`` (9.7.3.3)."""
     total, residue = two_sum(np.asarray(a, F8), np.asarray(b, F8))
-    if mode == "rm":
-        cancelled = (total == 0) & (np.signbit(a) | np.signbit(b))
-        total = np.where(cancelled, F8(-0.0), total)
-    return to_f32(total, residue, mode)
+    return to_f32(_signed_zero(total, a, b, mode), residue, mode)
 
 
 @library
 def mul_f32_directed(a: Array, b: Array, mode: str) -> Array:
     """``mul.rz|rm|rp.f32`` (9.7.3.5)."""
-    return to_f32(np.multiply(a, b, dtype=F8), F8(0.0), mode)
+    return to_f32(np.multiply(a, b, dtype=F8), _EXACT, mode)
 
 
 @library
@@ -153,9 +159,7 @@ def _product_error(a: Array, b: Array, product: Array) -> Array:
 def add_f64_directed(a: Array, b: Array, mode: str) -> Array:
     """``add.rz|rm|rp.f64`` (9.7.3.3)."""
     total, residue = two_sum(a, b)
-    if mode == "rm":
-        cancelled = (total == 0) & (np.signbit(a) | np.signbit(b))
-        total = np.where(cancelled, F8(-0.0), total)
+    total = _signed_zero(total, a, b, mode)
     return _directed(total, np.where(np.isfinite(residue), residue, 0.0), mode)
 
 
