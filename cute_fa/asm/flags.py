@@ -72,6 +72,21 @@ def match_flags(module: Module, resources: Resources | None, arch: str) -> list[
     return flags
 
 
+def role_register_flags(kernel: Kernel, resources: Resources) -> list[Flag]:
+    """ptxas drops setmaxnreg, with no error, from kernels compiled without launch bounds."""
+    asked = sum(instr.op == "setmaxnreg" for instr in kernel.body)
+    if not asked or resources.role_registers:
+        return []
+    return [
+        Flag(
+            "warning",
+            "setmaxnreg-dropped",
+            f"the PTX holds {asked} setmaxnreg and the cubin none: give the kernel the number of "
+            "threads and of blocks per SM that it is launched with",
+        )
+    ]
+
+
 def sass_flags(code: Sequence[SassInstr], hot: Sequence[SassInstr]) -> list[Flag]:
     """Narrow global accesses and barriers, above all in the hot loop."""
     flags = []

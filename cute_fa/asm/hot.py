@@ -97,20 +97,19 @@ def _summaries(
         for index, body in enumerate(bodies)
         if len(body) <= _MAX_WAIT_LOOP
         and any(polls(instr) for instr in body)
-        and all(polls(instr) or classify(instr) in _WAITING for instr in body)
+        and all(polls(instr) or instr.op == "NOP" or classify(instr) in _WAITING for instr in body)
     )
     working = [index for index in range(len(loops)) if index not in waits]
     own = {
         index: count(loop_code(code, blocks, own_blocks(loops, index, waits))) for index in working
     }
-    hot = max(
-        working,
-        key=lambda index: (
-            sum(own[index].get(name, 0) for name in _WORK),
-            sum(own[index].values()),
-        ),
-        default=None,
-    )
+
+    def weight(index: int) -> tuple[int, int]:
+        trips = _TRIPS ** loops[index].depth
+        work = sum(own[index].get(name, 0) for name in _WORK)
+        return work * trips, sum(own[index].values()) * trips
+
+    hot = max(working, key=weight, default=None)
     return [
         LoopSummary(
             where=where(code[blocks[loops[index].header].start]),

@@ -7,7 +7,14 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-from cute_fa.asm.flags import Flag, match_flags, ptx_flags, resource_flags, sass_flags
+from cute_fa.asm.flags import (
+    Flag,
+    match_flags,
+    ptx_flags,
+    resource_flags,
+    role_register_flags,
+    sass_flags,
+)
 from cute_fa.asm.hot import LoopSummary, hot_code, ptx_loops, sass_loops
 from cute_fa.asm.mix import (
     global_access_widths,
@@ -147,6 +154,7 @@ def inspect_kernel(
     flags = [*match_flags(module, found, arch.arch), *ptx_flags(entry)]
     if found is not None and fits is not None:
         flags += resource_flags(found, fits, threads)
+        flags += role_register_flags(entry, found)
     code = None
     missing: str | None = "no cubin was given"
     if cubin is not None:
@@ -285,7 +293,9 @@ def _loop_rows(loops: tuple[LoopSummary, ...]) -> list[str]:
 def _row(label: str, text: str) -> list[str]:
     """``label`` and ``text`` beside it, wrapped."""
     width = max(_LABEL, len(label) + 1)
-    wrapped = textwrap.wrap(text, _WIDTH - width, break_long_words=False) or [""]
+    wrapped = textwrap.wrap(
+        text, _WIDTH - width, break_long_words=False, break_on_hyphens=False
+    ) or [""]
     return [f"{label:<{width}}{wrapped[0]}", *(f"{'':<{width}}{line}" for line in wrapped[1:])]
 
 

@@ -41,8 +41,9 @@ def find_tool(name: str) -> Path:
     )
 
 
+@lru_cache(maxsize=16)
 def run_on_cubin(name: str, cubin: bytes, *options: str) -> str:
-    """What the tool prints about ``cubin``.
+    """What the tool prints about ``cubin``; the last few answers are kept.
 
     Raises:
         MissingToolError: the tool is not installed.
