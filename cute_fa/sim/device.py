@@ -33,8 +33,11 @@ class Device:
     Inside ``with Device(...) as dev`` the DSL compiles for its architecture, compiled functions
     that are called launch on it, CPU tensors pass for device tensors, and ``torch.cuda`` and the
     CUDA driver answer for it. Blocks may nest (the inner device counts) and follow each other with
-    different architectures; everything is put back at the end. The block belongs to the process:
-    other threads see it too.
+    different architectures; everything is put back at the end. The hooks are the process's: other
+    threads see them too, all but the answers of ``tensor.is_cuda`` and ``tensor.device``.
+
+    What a program compiled inside the block stays linked to the simulator. Programs that remember
+    the device's properties (``functools.lru_cache``) see one architecture per process.
 
     Args:
         arch: what ``cute_fa.target.get_target`` takes, e.g. "sm_80".
