@@ -342,3 +342,22 @@ def test_spinning_on_a_flag_that_nobody_sets_is_a_deadlock():
         """
     )
     assert result.rules == ["deadlock"]
+
+
+def test_128_bit_registers():
+    source = np.arange(32 * 4, dtype=np.uint32)
+    result = run(
+        """
+        shl.b32 %r3, %tid, 4; add.u32 %r3, %r3, %smem;
+        ld.global.b128 %q, [%in];
+        st.shared.b128 [%r3], %q;
+        mov.b128 %q, {%in, %in};
+        ld.shared.b128 %q, [%r3];
+        st.global.b128 [%out], %q;
+        """,
+        source,
+        words=4,
+        declarations=".reg .b128 %q;",
+        arch="sm_90a",
+    )
+    assert result.rules == [] and (result.out.reshape(-1) == source).all()
