@@ -37,6 +37,8 @@ _REG_NAME = re.compile(r"([%$A-Za-z_][\w$]*)\s*(?:<\s*(\d+)\s*>)?\Z")
 _TABLE = re.compile(r"\.branchtargets\s+(.*)\Z", re.S)
 _NOTHING_BETWEEN = re.compile(r"[,\[{(]\s*(?=[,\]})]|\Z)|\s+(?=,)")
 _PRAGMA_TEXT = re.compile(r'"([^"]*)"')
+# Members of a vector family are declared one by one, so a typing error must not fill the memory.
+_MAX_VECTORS = 1 << 16
 _VARIABLE_SPACES = ("shared", "local", "param", "global", "const")
 
 
@@ -184,6 +186,10 @@ class _BodyParser:
             if name in scope.families if count else name in scope.names:
                 raise self.source.error(where, f"register {name} is declared twice in its scope")
             if lanes:
+                if count and int(count) > _MAX_VECTORS:
+                    raise self.source.error(
+                        where, f"more than {_MAX_VECTORS} vector registers of one name"
+                    )
                 copies = [f"{name}{i}" for i in range(int(count))] if count else [name]
                 for copy in copies:
                     scope.declare_vector(copy, int(lanes), register_type)

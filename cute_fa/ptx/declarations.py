@@ -18,9 +18,16 @@ _HEAD = re.compile(
     \s*\.(?P<type>[a-z]+(?P<bits>\d+))\s+""",
     re.X,
 )
-_NAME = re.compile(r"\s*([%$A-Za-z_][\w$]*)((?:\s*\[\s*\w*\s*\])*)(?:\s*<\s*(\d+)\s*>)?\s*")
-_DIMENSION = re.compile(r"\[\s*(\w*)\s*\]")
+_NAME = re.compile(r"\s*([%$A-Za-z_][\w$]*)((?:\s*\[\s*\d*\s*\])*)\s*")
+_DIMENSION = re.compile(r"\[\s*(\d*)\s*\]")
 _VALUE = re.compile(r"\s*([^\s,{}]+)\s*")
+
+
+ALIGNMENTS = "a power of two"
+
+
+def is_alignment(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
 
 
 def declare_variables(
@@ -39,34 +46,37 @@ def declare_variables(
         )
     lanes = int(head.group("vector")[1:]) if head.group("vector") else 1
     element = int(head.group("bits")) // 8 * lanes
+    align = int(head.group("align") or element)
+    if not is_alignment(align):
+        where = head.start("align" if head.group("align") else "type")
+        raise source.error(where, f"{align} is no alignment", expected=ALIGNMENTS)
     variables: list[Variable] = []
     at = head.end()
     while True:
         found = _NAME.match(code, at, stop)
         if found is None:
             raise source.error(at, "a variable's name is missing", expected="name or name[n]")
-        name, dimensions, copies = found.groups()
+        name, dimensions = found.groups()
         count = 1
         for dimension in _DIMENSION.findall(dimensions):
-            count *= int(dimension, 0) if dimension else 0
+            count *= int(dimension) if dimension else 0
         init = None
         at = found.end()
         if at < stop and code[at] == "=":
             init, at = _initialiser(source, at + 1, stop)
             if not count:
                 count = len(init)
-        for full_name in [f"{name}{i}" for i in range(int(copies))] if copies else [name]:
-            variables.append(
-                Variable(
-                    name=full_name,
-                    space=head.group("space"),
-                    type=f".{head.group('type')}",
-                    nbytes=element * count,
-                    align=int(head.group("align") or element),
-                    init=init,
-                    is_extern=is_extern,
-                )
+        variables.append(
+            Variable(
+                name=name,
+                space=head.group("space"),
+                type=f".{head.group('type')}",
+                nbytes=element * count,
+                align=align,
+                init=init,
+                is_extern=is_extern,
             )
+        )
         if at >= stop:
             return variables
         if code[at] != ",":

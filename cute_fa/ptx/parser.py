@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from cute_fa.ptx.body import parse_body
-from cute_fa.ptx.declarations import declare_variables
+from cute_fa.ptx.declarations import ALIGNMENTS, declare_variables, is_alignment
 from cute_fa.ptx.module import Kernel, Module, Param, Variable
 from cute_fa.ptx.syntax import Source
 
@@ -231,6 +231,8 @@ class _ModuleParser:
             element = _type_bytes(found.group("type"))
             count = found.group("count")
             align = int(found.group("align") or element)
+            if not is_alignment(align):
+                raise self.source.error(where, f"{align} is no alignment", expected=ALIGNMENTS)
             offset = -(-offset // align) * align
             nbytes = element * (int(count) if count else 1)
             params.append(Param(found.group("name"), nbytes, align, offset))

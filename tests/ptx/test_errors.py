@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from cute_fa import ptx
@@ -49,6 +51,8 @@ def broken_body(statement: str) -> ptx.PtxSyntaxError:
         (".reg .b32 %r<3>;", "          ^", "declared twice"),
         (".local .align 8 buffer[4];", "^", "declaration is not well-formed"),
         (".local .b8 buffer[4] 7;", "                     ^", "declaration is not well-formed"),
+        (".local .align 24 .b8 buffer[4];", "              ^", "24 is no alignment"),
+        (".reg .v4 .b32 %v<99999999>;", "              ^", "more than 65536 vector registers"),
         (".surprise 1;", "^", "unknown directive .surprise"),
         ("L: L: ret;", "   ^", "label L is defined twice"),
         ("mov.b32 %r1, 0 {", "^", "does not end"),
@@ -98,6 +102,7 @@ def test_a_forgotten_semicolon_is_named() -> None:
         (HEADER + ".entry k() {\nret;\n", 5, "never closed"),
         (HEADER + ".entry k() { ret; }\n.entry k() { ret; }", 5, "defined twice"),
         (HEADER + ".entry k(.param .b32) { ret; }", 4, "parameter is not well-formed"),
+        (HEADER + ".entry k(.param .align 0 .b8 a[4]) { ret; }", 4, "0 is no alignment"),
         (HEADER + ".entry k(.param .b32 a,, .param .b32 b) { ret; }", 4, "parameter is missing"),
         (HEADER + ".entry k() { ret; } /* open", 4, "comment is never closed"),
         (HEADER + ".shared .b8 x[4]", 4, "does not end"),
@@ -114,3 +119,53 @@ def test_it_is_of_the_one_family_and_a_value_error() -> None:
     error = broken_body("add.s32 %r1, %r2, %r9;")
     assert isinstance(error, CuteFAError)
     assert isinstance(error, ValueError)
+
+
+WELL_FORMED = """
+.version 8.8
+.target sm_90a
+.address_size 64
+.extern .shared .align 1024 .b8 smem[];
+.global .align 4 .b32 table[2] = {1, 0f3F800000};
+.visible .entry k(.param .align 64 .b8 k_param_0[128], .param .u64 .ptr .align 16 out)
+.reqntid 128, 1, 1
+{
+\t.reg .pred %p<3>;
+\t.reg .b32 %r<9>;
+\t.reg .v2 .b32 pair;
+\t.local .align 8 .b8 depot[16];
+\t.loc\t1 4 0
+\tmov.u32 \t%r1, %tid.x; // thread
+$L_LOOP:
+\tld.shared.v2.b32 \t{%r2, _}, [%r1+-8];
+\tmov.b32 pair.x, 0x10;
+\tshfl.sync.bfly.b32 %r3|%p1, %r2, 1, 31, -1;
+\t{ .reg .pred P1; LAB: setp.ne.s32 P1, %r3, -2; @!P1 bra LAB; }
+\tcp.async.bulk.tensor.2d.shared::cta.global.tile.bulk_group [%r1], [k_param_0, {%r2, 3}];
+\t@%p1 bra \t$L_LOOP;
+\tret;
+}
+.file 1 "kernel.py"
+"""
+
+
+def test_damaged_text_is_parsed_or_refused_but_never_crashes() -> None:
+    ptx.parse(WELL_FORMED)
+    rng = random.Random(3)
+    refused = 0
+    for _ in range(3000):
+        text = WELL_FORMED
+        for _ in range(rng.randrange(1, 4)):
+            at, end = rng.randrange(len(text)), rng.randrange(len(text))
+            scrap = rng.choice([*';{}[](),.:@!%|_-0x<>"/*\n ', "", text[end : end + 12]])
+            text = text[:at] + scrap + text[at + rng.randrange(5) :]
+        try:
+            module = ptx.parse(text)
+        except ptx.PtxSyntaxError as error:
+            refused += 1
+            assert 1 <= error.line <= text.count("\n") + 1
+            assert 1 <= error.column <= len(error.source_line) + 2
+        else:
+            for kernel in module.kernels.values():
+                ptx.liveness(kernel, ptx.basic_blocks(kernel))
+    assert 1500 < refused < 3000
