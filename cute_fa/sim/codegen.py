@@ -101,7 +101,8 @@ class BlockSource:
         kind: how the block ends: "fall", "jump", "branch", "switch", "exit", "exit_if" or
             "blocking".
         statements: in order of execution.
-        stores: (register-file view, value) for every live register that the block changes.
+        stores: (register-file view, value, whether it has the rectangle's full shape) for every
+            live register that the block changes.
         after: the call of a blocking handler, which follows the stores.
         result: the expression that the function returns, "None" if nothing depends on it.
         bindings: expression by name for what ``make`` binds per rectangle.
@@ -111,7 +112,7 @@ class BlockSource:
 
     kind: str
     statements: list[Statement] = field(default_factory=list)
-    stores: list[tuple[str, str]] = field(default_factory=list)
+    stores: list[tuple[str, str, bool]] = field(default_factory=list)
     result: str = "None"
     after: Statement | None = None
     bindings: dict[str, str] = field(default_factory=dict)
@@ -386,7 +387,7 @@ class BlockEmitter:
             value = self.values[register]
             place = self.program.location(register)
             view = self._bind_register(place, value.dtype)
-            self.source.stores.append((view, value.name))
+            self.source.stores.append((view, value.name, value.axes == EVERY_LANE))
         return self.source
 
     # --- inside -----------------------------------------------------------------------------------

@@ -50,9 +50,14 @@ def fuse_products(source: BlockSource) -> None:
     defined = {target: p for p, statement in enumerate(statements) for target in statement.targets}
     dropped: set[int] = set()
     inserted: dict[int, list[Statement]] = {}
-    for group in _groups(_chains(at, uses)):
+    waiting = list(_groups(_chains(at, uses)))
+    while waiting:
+        group = waiting.pop()
+        if len(group) * len(group[0].products) < 2:
+            continue
         place = _place(group, uses, defined)
-        if place is None or len(group) * len(group[0].products) < 2:
+        if place is None:  # one member's operand is another one's result
+            waiting += _smaller(group)
             continue
         inserted.setdefault(place, []).append(_fused(group))
         dropped.update(p for chain in group for p in chain.positions)
@@ -72,7 +77,7 @@ def _uses(source: BlockSource) -> dict[str, list[int]]:
             uses.setdefault(value, []).append(position)
     end = len(source.statements)
     after = "" if source.after is None else source.after.expr
-    texts = [source.result, after, *(value for _, value in source.stores)]
+    texts = [source.result, after, *(value for _, value, _ in source.stores)]
     for value in set(VALUE.findall(" ".join(texts))):
         uses.setdefault(value, []).append(end)
     return uses
@@ -109,6 +114,16 @@ def _groups(chains: Sequence[_Chain]) -> Iterable[list[_Chain]]:
                 yield [chain]
     for together in rows.values():
         yield [chain for row in together for chain in row]
+
+
+def _smaller(group: Sequence[_Chain]) -> list[list[_Chain]]:
+    """A grid's rows, or a row's chains."""
+    rows: dict[Any, list[_Chain]] = {}
+    for chain in group:
+        rows.setdefault(chain.a, []).append(chain)
+    if len(rows) > 1:
+        return list(rows.values())
+    return [[chain] for chain in group] if len(group) > 1 else []
 
 
 def _place(

@@ -20,11 +20,11 @@ def render(source: BlockSource, *, masked: bool) -> str:
             the mask holds only.
     """
     statements = _needed(source)
-    stores = [(view, value) for view, value in source.stores if not _same_row(view, value)]
+    changes = [store for store in source.stores if not _same_row(store[0], store[1])]
     if not masked:
-        statements, stores, aliases = _compute_in_place(source, statements, stores)
+        statements, stores, aliases = _compute_in_place(source, statements, changes)
     else:
-        aliases = {}
+        stores, aliases = [(view, value) for view, value, _ in changes], {}
     tail = [
         Statement(f"copyto({view}, {value}{', where=mask' if masked else ''})")
         for view, value in _ordered(stores, statements)
@@ -44,7 +44,7 @@ def render(source: BlockSource, *, masked: bool) -> str:
 
 def _needed(source: BlockSource) -> list[Statement]:
     """The statements whose results somebody uses, and all effects."""
-    wanted = {value for _, value in source.stores}
+    wanted = {value for _, value, _ in source.stores}
     wanted.update(VALUE.findall(source.result))
     if source.after is not None:
         wanted.update(VALUE.findall(source.after.expr))
@@ -62,11 +62,12 @@ def _same_row(view: str, value: str) -> bool:
 
 
 def _compute_in_place(
-    source: BlockSource, statements: list[Statement], stores: list[tuple[str, str]]
+    source: BlockSource, statements: list[Statement], changes: list[tuple[str, str, bool]]
 ) -> tuple[list[Statement], list[tuple[str, str]], dict[str, str]]:
     """Give ufuncs whose result is only stored the register row as their out array.
 
-    That is right if nobody reads the row's old contents afterwards.
+    That is right if nobody reads the row's old contents afterwards, and if the result has the row's
+    shape: what is known to be the same for all lanes must stay small.
     """
     last_read: dict[str, int] = {}
     defined: dict[str, int] = {}
@@ -76,17 +77,17 @@ def _compute_in_place(
         for target in statement.targets:
             defined[target] = index
     end = len(statements)
-    for _, value in stores:
+    for _, value, _ in changes:
         for row in ROW.findall(value):
             last_read[row] = end
     for text in (source.result, "" if source.after is None else source.after.expr):
         for row in ROW.findall(text):
             last_read[row] = end
     out, left, aliases = list(statements), [], {}
-    for view, value in stores:
+    for view, value, full in changes:
         index = defined.get(value, -1)
         row = view.rpartition("_")[0]
-        if index < 0 or not out[index].ufunc or last_read.get(row, -1) > index:
+        if index < 0 or not full or not out[index].ufunc or last_read.get(row, -1) > index:
             left.append((view, value))
             continue
         out[index] = Statement(f"{out[index].expr[:-1]}, {view})")
