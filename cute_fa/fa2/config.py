@@ -208,9 +208,9 @@ _TILES: dict[str, tuple[TileChoice, ...]] = {
         TileChoice(256, 128, 64, 8, 1),
     ),
     "227 KiB": (
-        TileChoice(64, 128, 64, 4, 3),
+        TileChoice(64, 128, 64, 4, 2),
         TileChoice(96, 128, 64, 4, 2),
-        TileChoice(128, 128, 32, 4, 3),
+        TileChoice(128, 128, 32, 4, 2),
         TileChoice(192, 128, 64, 8, 2),
         TileChoice(256, 128, 64, 8, 2),
     ),

@@ -1,0 +1,110 @@
+"""What reaches the kernel: layouts, heads, scales, softcaps, and values that show a misplacement."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cute_fa.problem import AttentionProblem
+from cute_fa.testing.inputs import (
+    LAYOUTS,
+    Inputs,
+    extreme_inputs,
+    index_coded_inputs,
+    normal_inputs,
+    one_hot_inputs,
+)
+
+# One compiled variant serves all but the softcap tests.
+BASE = AttentionProblem(1, 70, 130, 2, 1, 64, 64, "float16", causal=True)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
+def test_strides(fa2, layout):
+    problem = replace(BASE, batch=2)
+    fa2.check(problem, normal_inputs(problem, layouts=(layout, layout, layout)))
+
+
+@pytest.mark.parametrize("heads", [(5, 1), (25, 5), (3, 3)], ids=["5to1", "25to5", "mha"])
+def test_heads(fa2, heads):
+    """Which K/V head each query head reads is in V's integers; any head count divides."""
+    problem = replace(BASE, seqlen_q=20, seqlen_k=40, heads_q=heads[0], heads_k=heads[1])
+    fa2.check(problem, index_coded_inputs(problem))
+
+
+def test_index_coded_columns(fa2):
+    """Each row picks one column of a several-block sequence, exactly."""
+    problem = replace(BASE, batch=2, seqlen_q=140, seqlen_k=270)
+    fa2.check(problem, index_coded_inputs(problem))
+
+
+def test_one_hot(fa2):
+    problem = replace(BASE, seqlen_q=90)
+    fa2.check(problem, one_hot_inputs(problem))
+
+
+@pytest.mark.parametrize("magnitude", [1e3, -1e3, 3e4, -3e4])
+def test_extreme_scores(fa2, magnitude):
+    """Rows whose scores are all huge or all very negative: a maximum started at 0 would show.
+
+    At 3e4 a row's maximum in log2 units is rounded by 0.002, which every P of the row shares before
+    it is rounded to 16 bits itself: O is 1 within the budget, but no longer bit for bit.
+    """
+    inputs = extreme_inputs(BASE, magnitude=magnitude)
+    if abs(magnitude) > 1e3:
+        inputs = inputs._replace(expected=None)
+    fa2.check(BASE, inputs)
+
+
+def test_large_random_scores(fa2):
+    q, k, v = normal_inputs(BASE)[:3]
+    fa2.check(BASE, Inputs(q * 30, k * 30, v))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3, 1e-6, 2.0])
+def test_scale(fa2, scale):
+    """A negative scale turns the order of the scores round; 0 must not make 0 · −inf of a mask."""
+    fa2.check(replace(BASE, softmax_scale=scale))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"softcap": 15.0},
+        {"softcap": 2.0, "softmax_scale": -0.5},
+        {"softcap": 5.0, "softmax_scale": 0.0},
+    ],
+)
+def test_softcap(fa2, changes):
+    fa2.check(replace(BASE, **changes))
+
+
+def test_softcap_extreme_scores(fa2):
+    """Scores far beyond the cap all become the cap: tanh is exact there, both signs."""
+    problem = replace(BASE, softcap=15.0)
+    for magnitude in (1e3, -1e3):
+        fa2.check(problem, extreme_inputs(problem, magnitude=magnitude))
+
+
+def test_offsets_beyond_32_bits(fa2):
+    """Rows of K 2²⁵ elements apart: the last ones are more than 2³¹ elements from the first."""
+    problem = replace(BASE, seqlen_q=9, seqlen_k=70, heads_q=1)
+    inputs = index_coded_inputs(problem)
+    far = torch.empty(70 << 25, dtype=inputs.k.dtype).as_strided(
+        inputs.k.shape, (70 << 25, 1 << 25, 64, 1)
+    )
+    far.copy_(inputs.k)
+    fa2.check(problem, inputs._replace(k=far))
+
+
+@pytest.mark.parametrize("completion", ["late", "random"])
+def test_completion_policies(fa2, completion):
+    """Copies that complete as late as they may, or at random, change no bit of the result."""
+    problem = replace(BASE, seqlen_q=130, seqlen_k=330)
+    inputs = normal_inputs(problem)
+    out, lse, _ = fa2.run(problem, inputs)
+    other_out, other_lse, launch = fa2.run(problem, inputs, completion=completion)
+    assert launch.hazards == []
+    assert torch.equal(out, other_out) and torch.equal(lse, other_lse)
