@@ -14,9 +14,7 @@ from cute_fa.testing.inputs import Inputs, normal_inputs
 SYNCHRONISATION = re.compile(r"\s*(bar\.sync|cp\.async\.(commit|wait)_group)")
 # Two row tiles; masked and unmasked blocks in both, more of each than the rings have slots; and a
 # negative scale, because only then is Q changed in shared memory before the first barrier.
-PROBLEM = AttentionProblem(
-    1, 200, 600, 1, 1, 64, 64, "float16", causal=True, softmax_scale=-0.2
-)
+PROBLEM = AttentionProblem(1, 200, 600, 1, 1, 64, 64, "float16", causal=True, softmax_scale=-0.2)
 # Prologue: Q, K, V, K (a ring of two slots) and the wait for Q. Each of the two loop bodies: the
 # table of the kernel's docstring. Epilogue: the barrier between staging O and storing it.
 PROLOGUE = ["commit", "commit", "commit", "commit", "wait"]
