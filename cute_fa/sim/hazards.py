@@ -65,7 +65,8 @@ _RULES = (
     Rule("param-write", ERROR, "a write to the kernel's parameters"),
     Rule(
         "uninitialised-shared-read",
-        ERROR,
+        # Legal: the value is indeterminate, and a program may throw it away (ragged row tiles do).
+        WARNING,
         "a read of shared memory that nobody has written",
         optional=True,
     ),

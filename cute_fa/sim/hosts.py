@@ -179,10 +179,17 @@ def _hook_compiler(patches: Patches) -> None:
 
     options_class: Any = compiler.CompileOptions
     wanted = threading.local()
+    # The DSL keeps the options of a compilation for the next one: take back what is asked for here.
+    asked_for: list[Any] = []
     apply_settings = options_class.apply_envar_settings
+
+    def take_back() -> None:
+        while asked_for:
+            asked_for.pop().value = False
 
     @functools.wraps(apply_settings)
     def apply_envar_settings(self: Any, envar: Any, function_name: str) -> None:
+        take_back()
         apply_settings(self, envar, function_name)
         # Mangled names can be longer than a file name may be.
         short_name = hashlib.sha256(function_name.encode()).hexdigest()[:24]
@@ -191,6 +198,7 @@ def _hook_compiler(patches: Patches) -> None:
             option = self.options[kind]
             if not option.value:
                 option.value = True
+                asked_for.append(option)
                 self._set_artifact_dump_paths(
                     option,
                     _dump_directory().name,
@@ -213,6 +221,7 @@ def _hook_compiler(patches: Patches) -> None:
             _capture(*paths)
         return module
 
+    patches.on_undo(take_back)
     patches.set(options_class, "apply_envar_settings", apply_envar_settings)
     patches.set(compiler.Compiler, "compile", compile_module)
 

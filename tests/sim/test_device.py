@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import cutlass
@@ -63,6 +64,20 @@ def test_legacy_host_function_takes_torch_tensors_and_arrays(quiet: dict[str, An
         source, out = x.numpy().copy(), np.zeros(250, np.float32)
         run(source, out, 4.0, STREAM)
     assert np.array_equal(out, 4 * source)
+
+
+def test_compiling_again_leaves_no_files_behind(
+    quiet: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The DSL keeps compile options from one compilation to the next, in the block and after it."""
+    monkeypatch.chdir(tmp_path)
+    x, y = vectors()
+    with Device("sm_80", **quiet) as dev:
+        dev.compile(programs.scale, dynamic(x), dynamic(y), 2.0, STREAM)
+        dev.compile(programs.scale, dynamic(x), dynamic(y), 2.0, STREAM)
+    with Device("sm_80", **quiet) as dev:
+        dev.compile(programs.scale, dynamic(x), dynamic(y), 2.0, STREAM)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tvm_ffi_host_function_takes_torch_tensors(quiet: dict[str, Any]) -> None:

@@ -159,12 +159,13 @@ def test_a_row_tile_that_is_not_full_reads_shared_memory_that_nobody_wrote(
 ) -> None:
     """The simulator sees that warps of absent rows skip their load and use what they did not load.
 
-    Nothing of it is stored, so the result is right all the same.
+    Nothing of it is stored, so the result is right all the same: a warning, which strict lets pass.
     """
-    with Device("sm_80", workers=1, strict=False) as dev:
+    with Device("sm_80", workers=1) as dev:
         x, reference = sample(5, 504)
         check(quack.softmax(x), reference.softmax(-1))
-    assert {hazard.rule for hazard in dev.launches[0].hazards} == {"uninitialised-shared-read"}
+    found = {(hazard.rule, hazard.severity) for hazard in dev.launches[0].hazards}
+    assert found == {("uninitialised-shared-read", "warning")}
 
 
 def test_another_architecture_with_kernels_that_the_package_kept_on_disk(tmp_path: Path) -> None:
