@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,12 +37,11 @@ TERMINATORS = ("bra", "brx", "ret", "exit")
 _BOUND = re.compile(r"\bR(p|h|r|d)(\d+)_(\w\d)\b")
 
 
-@dataclass(frozen=True)
-class Location:
-    """Where a register lives: rows of a register file (two 64-bit rows for ``.b128``)."""
+class Location(NamedTuple):
+    """Where a register lives: a row of a register file (a ``.b128`` is two 64-bit registers)."""
 
     file: str
-    rows: tuple[int, ...]
+    row: int
 
     @property
     def dtype(self) -> str:
@@ -107,7 +106,7 @@ class BlockSource:
         result: the expression that the function returns, "None" if nothing depends on it.
         bindings: expression by name for what ``make`` binds per rectangle.
         warp_counts, lane_counts: static counters per active warp and per active lane.
-        handlers: effect handlers by the number in their names.
+        handlers: indices of the effect instructions, the numbers in their handlers' names.
     """
 
     kind: str
@@ -118,7 +117,7 @@ class BlockSource:
     bindings: dict[str, str] = field(default_factory=dict)
     warp_counts: Counter[str] = field(default_factory=Counter)
     lane_counts: Counter[str] = field(default_factory=Counter)
-    handlers: dict[int, Decoded] = field(default_factory=dict)
+    handlers: tuple[int, ...] = ()
     constants: set[str] = field(default_factory=set)
 
 
@@ -341,7 +340,7 @@ class BlockEmitter:
         self.source.warp_counts[decoded.counter_class] += 1
         for name, count in decoded.static_counts.items():
             self.source.warp_counts[f"+{name}"] += count
-        self.source.handlers[instr.index] = decoded
+        self.source.handlers += (instr.index,)
         sources = self._effect_sources(decoded)
         arguments = "".join(f", {text}" for text in sources)
         number = instr.index
@@ -397,8 +396,8 @@ class BlockEmitter:
         return f"v{self._counter}"
 
     def _bind_register(self, place: Location, dtype: str) -> str:
-        name = f"R{place.file}{place.rows[0]}_{dtype}"
-        self.source.bindings[name] = f"bind.reg({place.file!r}, {place.rows[0]}, {dtype})"
+        name = f"R{place.file}{place.row}_{dtype}"
+        self.source.bindings[name] = f"bind.reg({place.file!r}, {place.row}, {dtype})"
         return name
 
     def _read(self, register: str) -> Value:
@@ -406,7 +405,7 @@ class BlockEmitter:
         if value is None:
             place = self.program.location(register)
             name = self._bind_register(place, place.dtype)
-            value = Value(name, place.dtype, EVERY_LANE, bound=f"R{place.file}{place.rows[0]}")
+            value = Value(name, place.dtype, EVERY_LANE, bound=f"R{place.file}{place.row}")
             self.values[register] = value
         self.axes |= value.axes
         return value

@@ -101,6 +101,7 @@ def execute(
     # Overflow, division by zero and NaN are ordinary results in PTX.
     with np.errstate(all="ignore"), one_blas_thread():
         results = _run_waves(runner, waves, launch)
+    program.save()
     _collect(launch, program, results)
     launch.seconds = time.perf_counter() - started
     for result in results:

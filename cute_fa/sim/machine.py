@@ -66,7 +66,7 @@ class Machine:
         for register in self.program.undefined:
             if register in self.program.locations:
                 place = self.program.location(register)
-                self.regs[place.file][place.rows[0]] = _POISON[place.file]
+                self.regs[place.file][place.row] = _POISON[place.file]
 
     def bind(self, index: int, rect: Rect, masked: bool) -> BlockFunction:
         """The block's function for a rectangle, made at first use."""

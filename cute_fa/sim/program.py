@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import marshal
+import pickle
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,11 +14,11 @@ import numpy as np
 
 from cute_fa import ptx
 from cute_fa.errors import InvalidArgumentError
-from cute_fa.sim import addresses, isa
+from cute_fa.sim import addresses, block_cache, isa
 from cute_fa.sim.codegen import TERMINATORS, BlockEmitter, BlockSource, Location, halves
 from cute_fa.sim.fusion import fuse_products, mma_grid
 from cute_fa.sim.isa import Decoded, Handler, UnsupportedInstruction
-from cute_fa.sim.isa.types import NUMPY, register_class
+from cute_fa.sim.isa.types import CLASS_DTYPE, NUMPY, register_class
 from cute_fa.sim.render import render
 from cute_fa.sim.runner import HELPERS
 
@@ -30,30 +32,36 @@ _UFUNCS = (
 
 @dataclass
 class CompiledBlock:
-    """One basic block, ready to run.
+    """What the scheduler knows of a basic block.
 
     Attributes:
         kind: how it ends, see ``BlockSource``.
+        last: index of its last instruction.
         target: block index of the branch's target; next: of the fall-through.
         table: targets of a ``brx.idx``.
-        instr: the last instruction, which the terminator's hazards quote.
         collective: holds an instruction that lanes of a warp must execute together.
         progress: does more than look at memory and branch.
-        full, masked: code of ``make`` by variant, compiled at first use.
+        warp_counts, lane_counts: what one active warp or lane adds to the counters.
+        constants: names of the constants that its code uses.
+        handlers: indices of its effect instructions.
     """
 
     index: int
     kind: str
-    source: BlockSource
-    instr: ptx.Instr
+    last: int
     target: int = -1
     next: int = -1
     table: tuple[int, ...] = ()
     collective: bool = False
     progress: bool = False
-    makers: dict[bool, Callable[[Any], Any]] = field(default_factory=dict)
     warp_counts: dict[str, int] = field(default_factory=dict)
     lane_counts: dict[str, int] = field(default_factory=dict)
+    constants: tuple[str, ...] = ()
+    handlers: tuple[int, ...] = ()
+
+
+Maker = Callable[[Any], Any]
+Variant = tuple[int, bool]  # block index, whether for partial lane sets
 
 
 class Program:
@@ -66,7 +74,7 @@ class Program:
     def __init__(self, module: ptx.Module, kernel: ptx.Kernel) -> None:
         self.module = module
         self.kernel = kernel
-        self.rows: Counter[str] = Counter()
+        self.rows: dict[str, int] = {}
         self.locations: dict[str, Location] = {}
         self._wide: set[str] = set()
         self._place_registers()
@@ -74,12 +82,19 @@ class Program:
         self._shared = {**module.shared_vars, **kernel.shared_vars}
         self.variables: dict[str, np.ndarray] = {}
         self._handlers, self._decoded = self._decode()
-        blocks = ptx.basic_blocks(kernel, self._splits_after)
-        live = ptx.liveness(kernel, blocks)
-        self.undefined = live[0][0]
-        self.constants: dict[str, Any] = {}
-        self.blocks = self._emit(blocks, live)
-        self.namespace = self._namespace()
+        self.undefined: frozenset[str] = frozenset()
+        self.blocks: list[CompiledBlock] = []
+        self._sources: list[BlockSource] | None = None
+        self._packed_sources = b""
+        self._codes: dict[Variant, bytes] = {}
+        self._makers: dict[Variant, Maker] = {}
+        self._is_saved = False
+        self._key = ""
+        if len(kernel.body) >= block_cache.MIN_INSTRUCTIONS:
+            self._key = block_cache.key_of(module.text, kernel.name)
+        if not self._restore():
+            self._generate()
+        self._scope = self._namespace()
 
     # --- what code generation asks ----------------------------------------------------------------
 
@@ -123,24 +138,33 @@ class Program:
     # --- construction -----------------------------------------------------------------------------
 
     def _place_registers(self) -> None:
+        counts = dict.fromkeys(CLASS_DTYPE, 0)
+        files: dict[str, str] = {}
         for name, type_name in self.kernel.registers.items():
-            file = register_class(type_name)
-            parts = (name,) if file != "q" else halves(name)
+            file = files.get(type_name)
+            if file is None:
+                file = files[type_name] = register_class(type_name)
             if file == "q":
                 self._wide.add(name)
-                file = "d"
-            for part in parts:
-                self.locations[part] = Location(file, (self.rows[file],))
-                self.rows[file] += 1
+                for half in halves(name):
+                    self.locations[half] = Location("d", counts["d"])
+                    counts["d"] += 1
+            else:
+                self.locations[name] = Location(file, counts[file])
+                counts[file] += 1
+        self.rows = counts
 
     def _decode(self) -> tuple[dict[int, Handler], dict[int, Decoded]]:
         handlers: dict[int, Handler] = {}
         decoded: dict[int, Decoded] = {}
         errors: list[UnsupportedInstruction] = []
+        known: dict[str, Handler | None] = {}
         for instr in self.kernel.body:
             if instr.op in TERMINATORS:
                 continue
-            handler = isa.find_handler(instr.opcode)
+            handler = known.get(instr.opcode)
+            if handler is None:
+                handler = known[instr.opcode] = isa.find_handler(instr.opcode)
             if handler is None:
                 errors.append(UnsupportedInstruction(instr))
                 continue
@@ -161,9 +185,13 @@ class Program:
         following = self._decoded.get(instr.index + 1)
         return following is not None and following.own_block
 
-    def _emit(self, blocks: ptx.Blocks, live: Any) -> list[CompiledBlock]:
+    def _generate(self) -> None:
+        """Emit every block."""
+        blocks = ptx.basic_blocks(self.kernel, self._splits_after)
+        live = ptx.liveness(self.kernel, blocks)
+        self.undefined = live[0][0]
         errors: list[UnsupportedInstruction] = []
-        out = []
+        self._sources = []
         for block in blocks:
             body = self.kernel.body[block.start : block.stop]
             emitter = BlockEmitter(self, self._with_halves(live[block.index][1]))
@@ -174,10 +202,38 @@ class Program:
                     errors.append(error)
             source = emitter.finish()
             fuse_products(source)
-            out.append(self._describe(blocks, block, body, source))
+            self._sources.append(source)
+            self.blocks.append(self._describe(blocks, block, body, source))
         if errors:
             raise UnsupportedInstruction.of_many(errors)
-        return out
+
+    def _restore(self) -> bool:
+        """Take everything that :meth:`save` stored from the disk; False if there is nothing."""
+        stored = block_cache.load(self._key) if self._key else None
+        if stored is None:
+            return False
+        self.undefined, self.blocks, names, self._codes, self._packed_sources = stored
+        for name in names:
+            self.variables[name] = _initial_data(self.module.global_vars[name])
+        self._is_saved = True
+        return True
+
+    def save(self) -> None:
+        """Keep the generated code on disk if a later process would gain from it."""
+        if not self._key or self._is_saved:
+            return
+        if self._sources is not None:
+            self._packed_sources = pickle.dumps(self._sources, pickle.HIGHEST_PROTOCOL)
+        names = tuple(self.variables)
+        stored = (self.undefined, self.blocks, names, self._codes, self._packed_sources)
+        block_cache.save(self._key, stored)
+        self._is_saved = True
+
+    def source(self, index: int) -> BlockSource:
+        """A block's statements."""
+        if self._sources is None:
+            self._sources = pickle.loads(self._packed_sources)
+        return self._sources[index]
 
     def _with_halves(self, registers: frozenset[str]) -> frozenset[str]:
         wide = registers & self._wide
@@ -201,7 +257,7 @@ class Program:
         source: BlockSource,
     ) -> CompiledBlock:
         last = body[-1]
-        out = CompiledBlock(block.index, source.kind, source, last)
+        out = CompiledBlock(block.index, source.kind, last.index)
         following = block.index + 1 if block.index + 1 < len(blocks) else -1
         if source.kind in ("jump", "branch"):
             label = next(o.name for o in last.operands if isinstance(o, ptx.Symbol))
@@ -218,6 +274,8 @@ class Program:
         out.progress = any(item.progress for item in decoded)
         out.warp_counts = _static_counts(source.warp_counts)
         out.lane_counts = dict(source.lane_counts)
+        out.constants = tuple(source.constants)
+        out.handlers = source.handlers
         return out
 
     def _namespace(self) -> dict[str, Any]:
@@ -226,24 +284,30 @@ class Program:
         space |= {"where": np.where, "copyto": np.copyto, "mma_grid": mma_grid}
         space |= {**NUMPY, **HELPERS, **isa.semantics()}
         for block in self.blocks:
-            for name in block.source.constants:
+            for name in block.constants:
                 if name not in space:
                     space[name] = _constant(name)
-            for index, decoded in block.source.handlers.items():
-                space[f"E{index}"] = decoded
+            for index in block.handlers:
+                space[f"E{index}"] = self._decoded[index]
                 space[f"I{index}"] = self.kernel.body[index]
         return space
 
-    def maker(self, index: int, masked: bool) -> Callable[[Any], Any]:
+    def maker(self, index: int, masked: bool) -> Maker:
         """``make(bind)`` of a block for full or partial lane sets."""
-        block = self.blocks[index]
-        make = block.makers.get(masked)
+        variant = index, masked
+        make = self._makers.get(variant)
         if make is None:
-            text = render(block.source, masked=masked)
-            name = f"<{self.kernel.name[:40]} block {index}{' masked' if masked else ''}>"
+            if variant in self._codes:
+                code = marshal.loads(self._codes[variant])
+            else:
+                text = render(self.source(index), masked=masked)
+                kind = " masked" if masked else ""
+                code = compile(text, f"<{self.kernel.name[:40]} block {index}{kind}>", "exec")
+                self._codes[variant] = marshal.dumps(code)
+                self._is_saved = False
             scope: dict[str, Any] = {}
-            exec(compile(text, name, "exec"), self.namespace, scope)
-            make = block.makers[masked] = scope["make"]
+            exec(code, self._scope, scope)
+            make = self._makers[variant] = scope["make"]
         return make
 
 

@@ -328,17 +328,20 @@ class Scheduler:
         lines = [f"{self._waiting_lanes()} threads wait and nobody can run:"]
         lines += [self._ticket_line(ticket) for ticket in self.ctx.tickets]
         for index, lanes in self.polling.items():
-            poll = self.blocks[index].instr
-            previous = self.blocks[index - 1].instr if index else poll
+            previous = self._last_of(max(index - 1, 0))
             lines.append(self._line(lanes, previous, "polls without success"))
         for unit in self.wave.shared_state.values():
             lines += [f"    {line}" for line in unit.describe()]
         first = next(iter(self.ctx.tickets), None)
-        instr = first.instr if first else self.blocks[min(self.polling)].instr
+        instr = first.instr if first else self._last_of(min(self.polling))
         lanes = first.lanes if first else next(iter(self.polling.values()))
         self.polling.clear()
         self.ctx.tickets.clear()
         self._record("deadlock", "\n".join(lines), instr, lanes)
+
+    def _last_of(self, index: int) -> ptx.Instr:
+        """The last instruction of a block."""
+        return self.wave.kernel.body[self.blocks[index].last]
 
     def _waiting_lanes(self) -> int:
         parts = [ticket.lanes for ticket in self.ctx.tickets] + list(self.polling.values())
@@ -362,7 +365,7 @@ class Scheduler:
     def _give_up(self, block: CompiledBlock, lanes: LaneSet) -> None:
         limit = self.wave.options.max_block_steps
         message = f"{limit} basic blocks were executed in one wave and it has not ended"
-        self._record("livelock", message, block.instr, lanes)
+        self._record("livelock", message, self._last_of(block.index), lanes)
         raise hazards.HazardError(self.wave.hazards[-1])
 
     def _record(self, rule: str, message: str, instr: ptx.Instr, lanes: LaneSet) -> None:

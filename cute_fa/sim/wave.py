@@ -149,7 +149,7 @@ class Wave:
     def register(self, name: str) -> np.ndarray:
         """The register file's row for a register: ``(W, R, 32)``, unsigned or bool."""
         place = self.program.location(name)
-        return self.regs[place.file][place.rows[0]]
+        return self.regs[place.file][place.row]
 
 
 class BlockContext:

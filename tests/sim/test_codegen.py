@@ -146,7 +146,8 @@ def kernel_program(body, declarations=""):
 
 
 def sources(program, *, masked=False):
-    return "\n".join(render(block.source, masked=masked) for block in program.blocks)
+    blocks = range(len(program.blocks))
+    return "\n".join(render(program.source(index), masked=masked) for index in blocks)
 
 
 def test_full_blocks_compute_into_the_register_file_and_masked_ones_store_under_the_mask():
@@ -155,7 +156,7 @@ def test_full_blocks_compute_into_the_register_file_and_masked_ones_store_under_
         NEXT: add.f32 %r3, %r3, %r3; bra LAST; LAST: st.global.b32 [%out], %r3;
     """
     program = kernel_program(body)
-    row = program.location("%r3").rows[0]
+    row = program.location("%r3").row
     view = f"Rr{row}_f4"
     assert f"add({view}, {view}, {view})" in sources(program)
     assert f"copyto({view}, t0, where=mask)" in sources(program, masked=True)

@@ -233,15 +233,10 @@ def test_a_deadlock_names_every_waiter_and_what_it_waits_for():
     hazard = caught.value.hazard
     assert hazard.rule == "deadlock"
     assert "128 threads" in hazard.message
-    for fact in (
-        "gate 1",
-        "gate 2",
-        "gatetest.wait 1",
-        "gatetest.wait 2",
-        "(0, 0, 0)",
-        "(1, 0, 0)",
-    ):
+    for fact in ("gate 1", "gate 2", "gatetest.wait 1", "gatetest.wait 2"):
         assert fact in hazard.message
+    for cta in ("(0, 0, 0)", "(1, 0, 0)"):
+        assert cta in hazard.message
     assert "gate 1: closed" in hazard.message
     assert caught.value.launch.counters.warp_instructions > 0
 
