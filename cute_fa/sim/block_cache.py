@@ -1,9 +1,9 @@
 """Generated code of large kernels on disk, so that a new process need not generate it again.
 
 An entry belongs to one PTX text, one kernel of it, one Python and one version of the simulator's
-own sources: whatever changes, the name changes. Entries are written to a temporary file and renamed;
-one that cannot be read is as good as none. Only directories that nobody else can write to are used,
-because what they hold is executed.
+own sources: whatever changes, the name changes. Entries are written to a temporary file and
+renamed; one that cannot be read is as good as none. Only directories that nobody else can write to
+are used, because what they hold is executed.
 """
 
 from __future__ import annotations
