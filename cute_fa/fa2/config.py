@@ -188,10 +188,10 @@ class TileChoice:
     stages: int
 
 
-# Up to D = 128 four warps take 32 rows each: every ldmatrix of K or V then feeds four mma, and two
-# CTAs share an SM. Above, O alone would fill their registers, so a warp takes 16 rows. tile_n is
-# what the 255 registers of a thread leave for S beside O without a spill under any mask; the rings
-# are as deep as two CTAs per SM allow (one from D = 192).
+# Up to 64 columns, and to 128 where registers allow, four warps take 32 rows each: every ldmatrix
+# of K or V then feeds four mma, and two CTAs share an SM. Else a warp takes 16 rows. tile_n is what
+# the 255 registers of a thread leave for S beside O without a spill under any mask; the rings are
+# as deep as two CTAs per SM allow (one CTA of eight warps).
 _TILES: dict[str, tuple[TileChoice, ...]] = {
     "99 KiB": (
         TileChoice(64, 128, 64, 4, 2),
@@ -209,16 +209,16 @@ _TILES: dict[str, tuple[TileChoice, ...]] = {
     ),
     "227 KiB": (
         TileChoice(64, 128, 64, 4, 2),
-        TileChoice(96, 128, 64, 4, 2),
-        TileChoice(128, 128, 32, 4, 2),
+        TileChoice(128, 128, 64, 8, 2),
         TileChoice(192, 128, 64, 8, 2),
         TileChoice(256, 128, 64, 8, 2),
     ),
 }
 
-# The tanh of a softcap keeps more values alive than a thread with four rows has registers for.
-_SOFTCAP_TILE = TileChoice(128, 128, 64, 8, 2)
-_SOFTCAP_MIN_DIM = 65
+# A softcap's tanh and a window's two edges keep more values alive than a thread with four rows has
+# registers for beside more than 64 columns of O.
+_SIXTEEN_ROW_TILE = TileChoice(128, 128, 64, 8, 2)
+_SIXTEEN_ROW_MIN_DIM = 65
 
 
 def tile_choice(variant: KernelVariant, target: Target) -> TileChoice:
@@ -233,8 +233,9 @@ def tile_choice(variant: KernelVariant, target: Target) -> TileChoice:
             expected=f"head dims up to {MAX_HEAD_DIM}, and at least 99 KiB",
             alternatives=("sm_80",),
         )
-    if variant.has_softcap and _SOFTCAP_MIN_DIM <= widest <= _SOFTCAP_TILE.max_dim:
-        return _SOFTCAP_TILE
+    is_heavy = variant.has_softcap or variant.has_window_left or variant.has_window_right
+    if is_heavy and _SIXTEEN_ROW_MIN_DIM <= widest <= _SIXTEEN_ROW_TILE.max_dim:
+        return _SIXTEEN_ROW_TILE
     return next(choice for choice in _TILES[fitting[-1]] if widest <= choice.max_dim)
 
 

@@ -1,4 +1,4 @@
-"""Block ranges and masks against the definition of what a row sees, in small kernels of their own."""
+"""Block ranges and masks against what a row sees by definition, in small kernels of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reaches the kernel: layouts, heads, scales, softcaps, and values that show a misplacement."""
+"""What reaches the kernel: layouts, heads, scales, softcaps, and values that show an error."""
 
 from __future__ import annotations
 

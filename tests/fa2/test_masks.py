@@ -12,7 +12,7 @@ def _problem(seqlen_q: int, seqlen_k: int, **features) -> AttentionProblem:
     return AttentionProblem(1, seqlen_q, seqlen_k, 1, 1, **values)
 
 
-# The tile is 128 × 64. Without a mask only Sk matters: nothing, one key, a full block, one key more,
+# The tile is 128 × 64. Without a mask only Sk matters: nothing, one key, a full block, one more,
 # and more blocks than the ring has slots. A causal mask adds the diagonal: on a tile's corner, off
 # it by one either way, entirely left of the tile (Sq > Sk: whole row tiles without a key), far to
 # the right, and a single query, as in decoding.
