@@ -40,12 +40,17 @@ class Case:
     @property
     def repro(self) -> str:
         """One line of Python that runs this case and checks the result."""
+        return self.repro_with()
+
+    def repro_with(self, **options: Any) -> str:
+        """The same with further arguments of ``flash_attn_func``, as ``generation="fa1"``."""
+        more = "".join(f", {name}={value!r}" for name, value in options.items())
         return (
             "from cute_fa.problem import AttentionProblem; "
             "from cute_fa.testing import Case, check_attention, make_inputs; import cute_fa; "
             f"case = {self!r}; q, k, v, _ = make_inputs(case); "
             "print(check_attention(*cute_fa.flash_attn_func("
-            "q, k, v, return_lse=True, **case.arguments), q, k, v, case.problem))"
+            f"q, k, v, return_lse=True, **case.arguments{more}), q, k, v, case.problem))"
         )
 
 

@@ -313,3 +313,9 @@ def test_the_docstring_example_runs():
     (example,) = doctest.DocTestFinder().find(flash_attn_func, "flash_attn_func", globs={})
     result = doctest.DocTestRunner().run(example)
     assert result.attempted == 4 and result.failed == 0
+
+
+def test_a_repro_line_runs_and_reports(capsys):
+    case = Case("again", problem())
+    exec(case.repro_with(generation="fa2"), {})
+    assert "within its error budget" in capsys.readouterr().out

@@ -19,7 +19,8 @@ CASES = random_problems(20, 2026, max_seqlen=140, max_heads=4, max_batch=2)
 def test_random_problem(case, generation):
     q, k, v, _ = make_inputs(case)
     out, lse = flash_attn_func(q, k, v, return_lse=True, generation=generation, **case.arguments)
-    report = assert_attention_close(out, lse, q, k, v, case.problem, repro=case.repro)
+    repro = case.repro_with(generation=generation)
+    report = assert_attention_close(out, lse, q, k, v, case.problem, repro=repro)
     assert report.bound_ratio <= 1.0, report
     (launch,) = last_launches()
     assert launch.hazards == []

@@ -47,6 +47,7 @@ def test_a_case_can_be_rebuilt_from_its_repro_line():
         assert eval(repr(case), {"Case": Case, "AttentionProblem": AttentionProblem}) == case
         assert repr(case) in case.repro and "\n" not in case.repro
         compile(case.repro, "repro", "exec")
+    assert ", generation='fa1', arch='sm_89')" in case.repro_with(generation="fa1", arch="sm_89")
 
 
 def test_arguments_are_the_problem():
