@@ -28,7 +28,7 @@ import torch
 import cute_fa
 from cute_fa import sim
 from cute_fa.problem import AttentionProblem
-from cute_fa.testing.inputs import random_inputs
+from cute_fa.testing.inputs import normal_inputs
 
 BASE = AttentionProblem(1, 512, 512, 1, 1, 128, 128, "bfloat16", causal=True)
 LARGE = AttentionProblem(2, 1024, 1024, 8, 8, 64, 64, "bfloat16", causal=True)
@@ -45,7 +45,7 @@ def median_seconds(action: Callable[[], Any], repeat: int) -> dict[str, float]:
 
 def simulate(problem: AttentionProblem, generation: str, *, checks: bool, workers: int) -> Any:
     """One forward on sm_80; returns its launch record."""
-    q, k, v = random_inputs(problem, seed=0)
+    q, k, v, _ = normal_inputs(problem, seed=0)
     with sim.Device("sm_80", checks=checks, workers=workers) as device:
         cute_fa.flash_attn_func(q, k, v, causal=problem.causal, generation=generation)
     return device.launches[-1]
@@ -154,7 +154,7 @@ def bench_host(repeat: int) -> dict[str, Any]:
 def call_overhead(repeat: int) -> float:
     """Seconds of a public call on CPU tensors beyond the simulated launch itself."""
     problem = AttentionProblem(1, 16, 16, 1, 1, 64, 64, "bfloat16")
-    q, k, v = random_inputs(problem, seed=0)
+    q, k, v, _ = normal_inputs(problem, seed=0)
     samples = []
     for _ in range(repeat + 1):
         with sim.Device("sm_80") as device:
