@@ -273,6 +273,16 @@ def test_a_call_inside_a_device_block_runs_and_records_there():
         flash_attn_func(q, k, v, arch="sm_86")
 
 
+def test_tensors_that_pass_for_cuda_tensors_run_on_the_entered_device():
+    q, k, v, _ = normal_inputs(problem())
+    outside = flash_attn_func(q, k, v)
+    with sim.Device("sm_80") as dev:
+        inside = flash_attn_func(q.cuda(), k.cuda(), v.to("cuda"))
+        assert inside.is_cuda and len(dev.launches) == 1
+    assert not inside.is_cuda
+    assert_bitwise_equal(inside, outside)
+
+
 def test_launches_are_forgotten_by_the_next_call():
     q, k, v, _ = normal_inputs(problem())
     flash_attn_func(q, k, v)
