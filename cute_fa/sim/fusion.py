@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from cute_fa.sim import fragments
-from cute_fa.sim.codegen import BlockSource, Product, Statement
 from cute_fa.sim.names import VALUE
+from cute_fa.sim.statements import BlockSource, Product, Statement
 
 Array = np.ndarray
 _ZERO = "Ff4_0"  # the constant's name in generated code

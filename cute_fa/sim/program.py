@@ -15,12 +15,13 @@ import numpy as np
 from cute_fa import ptx
 from cute_fa.errors import InvalidArgumentError
 from cute_fa.sim import addresses, block_cache, isa
-from cute_fa.sim.codegen import TERMINATORS, BlockEmitter, BlockSource, Location, halves
+from cute_fa.sim.codegen import TERMINATORS, BlockEmitter, halves
 from cute_fa.sim.fusion import fuse_products, mma_grid
 from cute_fa.sim.isa import Decoded, Handler, UnsupportedInstruction
 from cute_fa.sim.isa.types import CLASS_DTYPE, NUMPY, register_class
 from cute_fa.sim.render import render
 from cute_fa.sim.runner import HELPERS
+from cute_fa.sim.statements import BlockSource, Location
 
 _UFUNCS = (
     *("absolute", "add", "bitwise_and", "bitwise_or", "bitwise_xor", "copysign", "cos", "divide"),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cute_fa.sim.codegen import BlockSource, Statement
 from cute_fa.sim.names import ROW, VALUE, WORD
+from cute_fa.sim.statements import BlockSource, Statement
 
 
 def render(source: BlockSource, *, masked: bool) -> str:
