@@ -27,6 +27,9 @@ NEVER = 0xFFFF_FFFF
 IN_FLIGHT = 0xFFFF_0000
 """Stamps from here up (plus the agent) mark bytes that an asynchronous copy is still filling."""
 
+LIVE_BARRIER = 0xFFFF_FFFE
+"""Stamp of the bytes of an mbarrier between its initialisation and its invalidation."""
+
 MOST_EVENTS = 1 << 22
 """Events that a wave remembers before it forgets its past: 16 MB of instruction numbers."""
 
@@ -46,27 +49,37 @@ class Clocks:
         ranks: rank of each slot's CTA in its cluster, ``(R,)``.
         cluster_size: CTAs per cluster; clocks relate the agents of one cluster.
         engines: asynchronous agents per CTA; agent rows ``warps …``.
+        proxies: also keep what is ordered by a proxy fence: ``seen`` then has ``agents`` more
+            columns, which travel with releases and acquires (see :meth:`fence`).
 
     Attributes:
         rows: agents per CTA.
         agents: agents per cluster: agent ``row + rank * rows``.
+        columns: entries per agent in ``seen``: ``agents``, or twice that with ``proxies``.
         agent: id of each row and slot, uint32 ``(rows, R)``.
         seen: uint32 ``(rows, R, agents)``; an agent's own entry is ``IN_FLIGHT``: always ordered.
         floor: uint32 ``(rows, R)``: smallest entry of each ``seen``.
     """
 
     def __init__(
-        self, warps: int, ranks: np.ndarray, cluster_size: int = 1, engines: int = 0
+        self,
+        warps: int,
+        ranks: np.ndarray,
+        cluster_size: int = 1,
+        engines: int = 0,
+        proxies: bool = False,
     ) -> None:
         self.rows = warps + engines
         self.agents = self.rows * cluster_size
         slots = len(ranks)
         rows = np.arange(self.rows, dtype=np.uint32)[:, None]
         self.agent = rows + ranks.astype(np.uint32)[None] * np.uint32(self.rows)
-        self.seen = np.zeros((self.rows, slots, self.agents), np.uint32)
-        self._own = np.arange(self.agents, dtype=np.uint32) == self.agent[..., None]
-        self.seen[self._own] = IN_FLIGHT
-        self.floor = self.seen.min(axis=-1)
+        self.columns = self.agents * (2 if proxies else 1)
+        self.seen = np.zeros((self.rows, slots, self.columns), np.uint32)
+        self._own = np.arange(self.columns, dtype=np.uint32) == self.agent[..., None]
+        self._by_engine = np.arange(self.columns) % self.rows >= warps
+        self._by_engine[: self.agents] = False
+        self._restart(0)
         self._events = array("I", [_NO_INSTRUCTION])
         self._most_events = min(IN_FLIGHT // self.agents - 1, MOST_EVENTS)
         self._has_forgotten = False
@@ -99,9 +112,14 @@ class Clocks:
         """
         self._has_forgotten = True
         del self._events[2:]
-        self.seen[...] = 2 * self.agents
+        self._restart(2 * self.agents)
+
+    def _restart(self, limit: int) -> None:
+        """Order everything before ``limit`` for everybody; engines' writes need no proxy fence."""
+        self.seen[...] = limit
         self.seen[self._own] = IN_FLIGHT
-        self.floor = self.seen.min(axis=-1)
+        self.seen[..., self._by_engine] = IN_FLIGHT
+        self.floor = self.seen[..., : self.agents].min(axis=-1)
 
     def release(self, rect: Rect, members: np.ndarray | None = None) -> np.ndarray:
         """What agents know, their own accesses until now included, joined over each CTA.
@@ -111,7 +129,7 @@ class Clocks:
             members: bool ``(rows, slots)`` over ``rect``; None: all.
 
         Returns:
-            snapshot, uint32 ``(slots of rect, agents)``; zeros where a slot has no member.
+            snapshot, uint32 ``(slots of rect, columns)``; zeros where a slot has no member.
         """
         r0, r1, c0, c1 = rect
         self._events.append(_NO_INSTRUCTION)
@@ -124,7 +142,7 @@ class Clocks:
     def acquire(self, rect: Rect, snapshot: np.ndarray, members: np.ndarray | None = None) -> None:
         """Order everything in ``snapshot`` before what the agents do next.
 
-        Args: as for :meth:`release`; ``snapshot`` broadcasts to ``(slots of rect, agents)``.
+        Args: as for :meth:`release`; ``snapshot`` broadcasts to ``(slots of rect, columns)``.
         """
         r0, r1, c0, c1 = rect
         seen = self.seen[r0:r1, c0:c1]
@@ -134,4 +152,15 @@ class Clocks:
             np.maximum(seen, snapshot[None], out=seen)
         else:
             np.maximum(seen, snapshot[None], out=seen, where=members[..., None])
-        self.floor[r0:r1, c0:c1] = seen.min(axis=-1)
+        self.floor[r0:r1, c0:c1] = seen[..., : self.agents].min(axis=-1)
+
+    def fence(self, rect: Rect, members: np.ndarray) -> None:
+        """A proxy fence: what is ordered before the agents now is so for the async proxy too."""
+        r0, r1, c0, c1 = rect
+        self._events.append(_NO_INSTRUCTION)
+        limit = np.uint32(len(self._events) * self.agents)
+        seen = self.seen[r0:r1, c0:c1]
+        own = self._own[r0:r1, c0:c1, : self.agents]
+        known = np.where(own, limit, seen[..., : self.agents])
+        fenced = seen[..., self.agents :]
+        np.maximum(fenced, known, out=fenced, where=members[..., None])

@@ -21,8 +21,9 @@ import numpy as np
 from cute_fa.ptx import Instr, Kernel
 from cute_fa.sim import hazards
 from cute_fa.sim.accesses import is_strong, shared_access_bytes
+from cute_fa.sim.engines import engine_rows
 from cute_fa.sim.isa import Subsystem, subsystem
-from cute_fa.sim.race import IN_FLIGHT, NEVER, Clocks
+from cute_fa.sim.race import IN_FLIGHT, LIVE_BARRIER, NEVER, Clocks
 
 if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext, Wave
@@ -32,6 +33,8 @@ RULES = (
     "uninitialised-shared-read",
     "read-before-arrival",
     "write-while-copy-in-flight",
+    "overwrite-while-reading",
+    "missing-proxy-fence",
 )
 
 Mask = np.ndarray | None
@@ -70,7 +73,10 @@ class SharedShadow(Subsystem):
         self.active = True
         self.wave = wave
         self.granule = granule
-        self.clocks = Clocks(wave.num_warps, wave.cta_rank, wave.cluster_size)
+        engines = engine_rows(wave.kernel, wave.num_warps)
+        self.clocks = Clocks(
+            wave.num_warps, wave.cta_rank, wave.cluster_size, engines, proxies=engines > 0
+        )
         self._granules = wave.smem.nbytes // granule
         self._writes = np.full(self._granules, NEVER, np.uint32)
         self._reads = np.zeros((self.clocks.agents, self._granules), np.uint32)
@@ -258,6 +264,10 @@ class SharedShadow(Subsystem):
         self._report_race(ctx, suspect & ~flying, stamps, "write", index, nbytes)
         clocks = self._clocks()
         w0, w1, c0, c1 = ctx.rect
+        pending = np.asarray((earlier >= IN_FLIGHT).any(axis=(0, -1)))
+        if pending.any():
+            text = "shared memory is written while a copy or a matrix product still reads it"
+            self._report(ctx, "overwrite-while-reading", text, pending, index, nbytes, None)
         for agent, reads in enumerate(earlier):
             limit = clocks.seen[w0:w1, c0:c1, agent][..., None, None]
             unordered = (reads >= limit) & (reads != 0)
@@ -300,6 +310,10 @@ class SharedShadow(Subsystem):
     ) -> None:
         lanes = np.asarray(flying.any(axis=-1))
         first = tuple(np.argwhere(flying)[0])
+        if stamps[first] == LIVE_BARRIER:
+            text = "an ordinary access to the bytes of an mbarrier that is in use"
+            self._report(ctx, "mbarrier-access", text, lanes, index, nbytes, None)
+            return
         granule = int(index[first[:3]]) * (nbytes // self.granule) + int(first[3])
         agent = (int(stamps[first]) - IN_FLIGHT) % self._clocks().agents
         instr = self.wave.shared_state["cp-async"].find(granule * self.granule)

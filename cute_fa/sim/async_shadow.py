@@ -1,0 +1,250 @@
+"""What asynchronous engines do to shared memory, checked against the shadow of the threads' work.
+
+The shadow (:mod:`cute_fa.sim.shadow`) has the stamp of each granule's last write and of each
+agent's last read. An engine's access has two ends. At issue, on behalf of the warps that issue it:
+everything that conflicts must be ordered before them, and what threads wrote must also be behind a
+proxy fence (PTX ISA 8.9.1; memory consistency, proxies). From issue to completion the bytes are
+*in flight* (being filled) or *being read*; both are stamps beyond every other, so that the checks of
+ordinary accesses stumble over them. At completion they become an access of an agent row.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cute_fa.ptx import Instr
+from cute_fa.sim import hazards
+from cute_fa.sim.isa import Subsystem, subsystem
+from cute_fa.sim.race import IN_FLIGHT, LIVE_BARRIER, NEVER, Clocks
+
+if TYPE_CHECKING:
+    from cute_fa.sim.shadow import SharedShadow
+    from cute_fa.sim.wave import BlockContext, Wave
+
+CHUNK = 16  # bytes: what engines move is made of these
+
+
+class Issuer(NamedTuple):
+    """The warps that start an asynchronous operation: ``first`` to ``last`` of the CTA in a slot."""
+
+    slot: int
+    first: int
+    last: int
+
+
+class Area(NamedTuple):
+    """Bytes of the wave's shared memory, as granules of its shadow.
+
+    ``granules`` indexes the flat shadow; ``first`` is the offset of the first byte in its CTA.
+    """
+
+    granules: slice | np.ndarray
+    first: int
+
+
+@subsystem
+class AsyncShadow(Subsystem):
+    """The engines' side of the shadow of one wave."""
+
+    name = "async-shadow"
+
+    def on_wave_start(self, wave: Wave) -> None:
+        self.wave = wave
+        self.row_bytes = wave.smem.shape[1]
+        self.reading: list[tuple[int, Area]] = []
+
+    @property
+    def shadow(self) -> SharedShadow:
+        return self.wave.shared_state["shared-shadow"]
+
+    @property
+    def clocks(self) -> Clocks | None:
+        return self.shadow.clocks
+
+    @property
+    def active(self) -> bool:
+        return self.shadow.active
+
+    def span(self, slot: int, offset: int, nbytes: int) -> Area:
+        """The area of ``nbytes`` contiguous bytes of the CTA in a slot."""
+        start = slot * self.row_bytes + offset
+        granule = self.shadow.granule
+        return Area(slice(start // granule, -(-(start + nbytes) // granule)), offset)
+
+    def chunks(self, slot: int, chunks: np.ndarray) -> Area:
+        """The area of 16-byte chunks, given as chunk numbers within the CTA."""
+        per_chunk = CHUNK // self.shadow.granule
+        first = chunks.reshape(-1, 1) * per_chunk + slot * self.row_bytes // self.shadow.granule
+        granules = (first + np.arange(per_chunk)).reshape(-1)
+        return Area(granules, int(chunks.min()) * CHUNK)
+
+    def begin_write(self, ctx: BlockContext, issuer: Issuer, area: Area) -> None:
+        """An engine starts to fill an area."""
+        shadow = self.shadow
+        clocks = shadow._clocks()
+        seen, fenced = self._knowledge(clocks, issuer)
+        stamps = shadow._writes[area.granules]
+        self._check_writes(ctx, issuer, area, stamps, seen, fenced, reading=False)
+        earlier = shadow._reads[:, area.granules].max(axis=1)
+        late = (earlier >= seen) & (earlier != 0)
+        if late.any():
+            self._report_readers(ctx, issuer, area, earlier, late)
+        shadow._writes[area.granules] = IN_FLIGHT + int(clocks.agent[issuer.first, issuer.slot])
+
+    def finish_write(self, area: Area, row: int, slot: int, instr: Instr) -> tuple[int, np.uint32]:
+        """The bytes have arrived and somebody knows it: they count as a write of an agent row.
+
+        Returns:
+            the agent, and the limit that those who know have to have in ``seen``.
+        """
+        shadow = self.shadow
+        clocks = shadow._clocks()
+        agent = int(clocks.agent[row, slot])
+        event = clocks.access(instr.index)
+        shadow._writes[area.granules] = event + np.uint32(agent)
+        return agent, np.uint32(event + np.uint32(clocks.agents))
+
+    def begin_read(self, ctx: BlockContext, issuer: Issuer, area: Area, row: int) -> None:
+        """An engine starts to read an area."""
+        shadow = self.shadow
+        clocks = shadow._clocks()
+        seen, fenced = self._knowledge(clocks, issuer)
+        stamps = shadow._writes[area.granules]
+        self._check_writes(ctx, issuer, area, stamps, seen, fenced, reading=True)
+        agent = int(clocks.agent[row, issuer.slot])
+        shadow._reads[agent, area.granules] = IN_FLIGHT
+        self.reading.append((agent, area))
+
+    def finish_read(self, area: Area, row: int, slot: int, by: int, event: np.uint32) -> None:
+        """The bytes have been read: it counts as a read of agent row ``by`` at ``event``."""
+        shadow = self.shadow
+        clocks = shadow._clocks()
+        agent = int(clocks.agent[row, slot])
+        for number, (reader, pending) in enumerate(self.reading):
+            if reader == agent and pending is area:
+                del self.reading[number]
+                break
+        shadow._reads[agent, area.granules] = 0
+        shadow._reads[int(clocks.agent[by, slot]), area.granules] = event
+        for reader, pending in self.reading:
+            if reader == agent:
+                shadow._reads[agent, pending.granules] = IN_FLIGHT
+
+    def _knowledge(self, clocks: Clocks, issuer: Issuer) -> tuple[np.ndarray, np.ndarray]:
+        """What is ordered before all issuing warps, and what is behind a proxy fence too."""
+        seen = clocks.seen[issuer.first : issuer.last, issuer.slot]
+        known = seen[0] if len(seen) == 1 else seen.min(axis=0)
+        return known[: clocks.agents], known[clocks.agents :]
+
+    def _check_writes(
+        self,
+        ctx: BlockContext,
+        issuer: Issuer,
+        area: Area,
+        stamps: np.ndarray,
+        seen: np.ndarray,
+        fenced: np.ndarray,
+        *,
+        reading: bool,
+    ) -> None:
+        if int(stamps.max(initial=0)) < int(fenced.min()):
+            return
+        agents = np.uint32(self.shadow._clocks().agents)
+        for stamp in np.unique(stamps):
+            number = int(stamp)
+            agent = number % int(agents)
+            if number == NEVER:
+                if reading:
+                    text = "shared memory that was never written is read by the async proxy"
+                    self._report(ctx, "uninitialised-shared-read", text, issuer, area)
+            elif number == LIVE_BARRIER:
+                text = "an asynchronous access to the bytes of an mbarrier that is in use"
+                self._report(ctx, "mbarrier-access", text, issuer, area)
+            elif number >= IN_FLIGHT:
+                rule = "read-before-arrival" if reading else "write-while-copy-in-flight"
+                text = "the async proxy accesses bytes whose copy has not been waited for"
+                self._report(ctx, rule, text, issuer, area)
+            elif number >= int(seen[agent]):
+                text = "an asynchronous access is not ordered after another agent's write"
+                self._report(ctx, "shared-race", text, issuer, area, number, "write")
+            elif number >= int(fenced[agent]):
+                text = "no fence.proxy.async between the threads' write and the async proxy's"
+                text += " read" if reading else " write"
+                self._report(ctx, "missing-proxy-fence", text, issuer, area, number, "write")
+
+    def _report_readers(
+        self,
+        ctx: BlockContext,
+        issuer: Issuer,
+        area: Area,
+        earlier: np.ndarray,
+        late: np.ndarray,
+    ) -> None:
+        for agent in np.flatnonzero(late):
+            stamp = int(earlier[agent])
+            if stamp >= IN_FLIGHT:
+                text = "a copy begins to fill shared memory that an engine still reads"
+                self._report(ctx, "overwrite-while-reading", text, issuer, area)
+            else:
+                text = "an asynchronous write is not ordered after another agent's read"
+                self._report(ctx, "shared-race", text, issuer, area, stamp + int(agent), "read")
+
+    def _report(
+        self,
+        ctx: BlockContext,
+        rule: str,
+        text: str,
+        issuer: Issuer,
+        area: Area,
+        stamp: int | None = None,
+        what: str = "",
+    ) -> None:
+        wave = self.wave
+        if not wave.options.checks_rule(rule):
+            return
+        other = None
+        if stamp is not None:
+            clocks = self.shadow._clocks()
+            number = clocks.instruction(stamp)
+            if number is not None:
+                rank, row = divmod(stamp % clocks.agents, clocks.rows)
+                slot = issuer.slot - int(wave.cta_rank[issuer.slot]) + rank
+                warp = row if row < wave.num_warps else None
+                other = hazards.site(wave, wave.kernel.body[number], what, warp, slot)
+        report_warp(ctx, rule, text, issuer.slot, issuer.first, address=area.first, other=other)
+
+
+def report_warp(
+    ctx: BlockContext,
+    rule: str,
+    message: str,
+    slot: int,
+    warp: int,
+    *,
+    address: int | None = None,
+    other: hazards.AccessSite | None = None,
+    instr: Instr | None = None,
+) -> None:
+    """Record a hazard of one warp, by default at the running instruction."""
+    instr = instr or ctx.instr
+    known = hazards.RULES[rule]
+    if known.optional and not ctx.wave.options.checks_rule(rule):
+        return
+    hazards.record(
+        ctx.wave,
+        hazards.Hazard(
+            rule=rule,
+            message=message,
+            severity=known.severity,
+            kernel=ctx.wave.kernel.name,
+            ptx_line=instr.line,
+            ptx_text=instr.text,
+            source=hazards.source_of(ctx.wave.module, instr),
+            cta=ctx.cta_of(slot),
+            warp=warp,
+            address=address,
+            other=other,
+        ),
+    )

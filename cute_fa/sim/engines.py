@@ -1,0 +1,63 @@
+"""The asynchronous engines of a CTA, as agents of the race clocks, and the rules about them.
+
+Behind a CTA's warps stand, as agent rows of :class:`cute_fa.sim.race.Clocks`:
+
+* one row for each warpgroup's tensor core, which reads operands from shared memory;
+* ``LANDING_ROWS`` rows under which copies that signal an mbarrier write: a barrier uses one of
+  them, so that waiting on one barrier does not order what another one announces;
+* one row for the bulk copies that read shared memory.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from cute_fa.ptx import Instr, Kernel
+
+LANDING_ROWS = 8
+WARPGROUP = 4  # warps
+
+
+def is_asynchronous(instr: Instr) -> bool:
+    """Whether the instruction starts something that the engines finish."""
+    if instr.op in ("wgmma", "mbarrier"):
+        return True
+    return instr.op in ("cp", "st", "red") and ("bulk" in instr.parts or instr.parts[1:2] == ("async",))
+
+
+@lru_cache(maxsize=64)
+def uses_engines(kernel: Kernel) -> bool:
+    """Whether a kernel needs engine rows: bulk copies, mbarriers or wgmma.
+
+    Kernels whose only asynchronous instructions are ``cp.async`` do without.
+    """
+    return any(
+        (is_asynchronous(instr) and instr.parts[:2] != ("cp", "async"))
+        or instr.opcode.startswith("cp.async.bulk")
+        for instr in kernel.body
+    )
+
+
+def engine_rows(kernel: Kernel, warps: int) -> int:
+    """Agent rows per CTA behind those of its warps."""
+    return warpgroups(warps) + LANDING_ROWS + 1 if uses_engines(kernel) else 0
+
+
+def warpgroups(warps: int) -> int:
+    """Warpgroups of a CTA; the last one may be short."""
+    return -(-warps // WARPGROUP)
+
+
+def tensor_row(warps: int, warpgroup: int) -> int:
+    """Agent row of a warpgroup's tensor core."""
+    return warps + warpgroup
+
+
+def landing_row(warps: int, barrier: int) -> int:
+    """Agent row of the copies that signal the CTA's barrier number ``barrier``."""
+    return warps + warpgroups(warps) + barrier % LANDING_ROWS
+
+
+def bulk_row(warps: int) -> int:
+    """Agent row of the bulk copies that read shared memory."""
+    return warps + warpgroups(warps) + LANDING_ROWS

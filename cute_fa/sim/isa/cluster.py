@@ -1,0 +1,304 @@
+"""Cluster barriers and asynchronous stores to a cluster's shared memory.
+
+``barrier.cluster`` (PTX ISA 9.7.13.5) and ``st.async`` (9.7.9.12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cute_fa import ptx
+from cute_fa.sim import accesses
+from cute_fa.sim.addresses import RANK_SHIFT, SHARED_BASE, SHARED_OFFSET_MASK
+from cute_fa.sim.async_shadow import Area, AsyncShadow, Issuer, report_warp
+from cute_fa.sim.async_tasks import AsyncTasks, Task
+from cute_fa.sim.hazards import report_lanes
+from cute_fa.sim.isa import (
+    Decoded,
+    Mask,
+    Subsystem,
+    Ticket,
+    WaitReason,
+    blocking,
+    effect,
+    subsystem,
+)
+from cute_fa.sim.isa.proxy import ReleaseFences
+from cute_fa.sim.mbarriers import Mbarrier, Mbarriers
+from cute_fa.sim.memory import fill_poison
+
+if TYPE_CHECKING:
+    from cute_fa.sim.lanes import LaneSet
+    from cute_fa.sim.race import Clocks
+    from cute_fa.sim.wave import BlockContext, Wave
+
+
+@subsystem
+class ClusterBarriers(Subsystem):
+    """The barrier of each cluster of a wave.
+
+    Attributes:
+        phase: completed phases of each cluster.
+        arrived: the phase that each thread has arrived in and not yet waited for, -1 for none.
+        waiting: tickets of those who wait, by cluster.
+        knowledge, released: clock snapshots ``(columns,)`` of the current and of earlier phases.
+    """
+
+    name = "cluster-barriers"
+
+    def on_wave_start(self, wave: Wave) -> None:
+        self.wave = wave
+        clusters = wave.num_ctas // wave.cluster_size
+        self.phase = np.zeros(clusters, np.int64)
+        self.arrived = np.full((wave.num_warps, wave.num_ctas, 32), -1, np.int64)
+        self.waiting: list[list[Ticket]] = [[] for _ in range(clusters)]
+        self.knowledge: list[np.ndarray | None] = [None] * clusters
+        self.released: list[np.ndarray | None] = [None] * clusters
+
+    @property
+    def clocks(self) -> Clocks | None:
+        return self.wave.shared_state["shared-shadow"].clocks
+
+    def slots(self, cluster: int) -> slice:
+        size = self.wave.cluster_size
+        return slice(cluster * size, (cluster + 1) * size)
+
+    def missing(self, cluster: int) -> int:
+        """Threads that have neither arrived in the current phase nor exited."""
+        where = self.slots(cluster)
+        here = self.arrived[:, where] == self.phase[cluster]
+        return int(np.count_nonzero(self.wave.alive[:, where] & ~here))
+
+    def settle(self, ctx: BlockContext, cluster: int) -> None:
+        """Complete the phase if nobody is missing."""
+        where = self.slots(cluster)
+        if self.missing(cluster) or not (self.arrived[:, where] == self.phase[cluster]).any():
+            return
+        self.phase[cluster] += 1
+        new, old = self.knowledge[cluster], self.released[cluster]
+        if new is not None:
+            self.released[cluster] = new if old is None else np.maximum(old, new)
+        self.knowledge[cluster] = None
+        ctx.release(*self.waiting[cluster])
+        self.waiting[cluster] = []
+
+    def on_exit(self, ctx: BlockContext, lanes: LaneSet) -> None:
+        """The barrier waits only for threads that have not exited."""
+        if self.wave.cluster_size == 1 and not (self.arrived >= 0).any():
+            return
+        _, _, c0, c1 = lanes.rect
+        size = self.wave.cluster_size
+        for cluster in range(c0 // size, -(-c1 // size)):
+            self.settle(ctx, cluster)
+
+    def describe(self) -> list[str]:
+        lines = []
+        for cluster, phase in enumerate(self.phase):
+            if (self.arrived[:, self.slots(cluster)] == phase).any():
+                cta = ", ".join(str(int(x)) for x in self.wave.cta_ids[self.slots(cluster)][0])
+                text = f"{self.missing(cluster)} threads have yet to arrive in phase {phase}"
+                lines.append(f"cluster barrier of the cluster of CTA ({cta}): {text}")
+        return lines
+
+
+class _ClusterBarrier(Decoded):
+    counter_class = "barrier"
+
+    def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
+        super().__init__(instr, kernel)
+        known = {"release", "relaxed", "acquire", "aligned"}
+        if set(instr.parts[3:]) - known:
+            raise self.unsupported("modifiers")
+        self.collective = "aligned" in instr.parts  # type: ignore[misc]
+        self.relaxed = "relaxed" in instr.parts
+
+
+@effect("barrier.cluster.arrive")
+class ClusterArrive(_ClusterBarrier):
+    """``barrier.cluster.arrive{.release|.relaxed}{.aligned}``."""
+
+    ends_block = True
+
+    def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
+        unit: ClusterBarriers = ctx.subsystem(ClusterBarriers.name)
+        active = ctx.lanes.dense_mask() if mask is None else mask
+        w0, w1, c0, c1 = ctx.rect
+        size = ctx.wave.cluster_size
+        arrived = unit.arrived[w0:w1, c0:c1]
+        again = active & (arrived >= 0)
+        if again.any():
+            text = "threads arrive twice without waiting in between"
+            report_lanes(ctx, "cluster-barrier", text, again)
+        phases = unit.phase[np.arange(c0, c1) // size].reshape(1, -1, 1)
+        np.copyto(arrived, phases, where=active)
+        for slot, new in self._knowledge(unit, ctx, active):
+            known = unit.knowledge[slot // size]
+            unit.knowledge[slot // size] = new if known is None else np.maximum(known, new)
+        for cluster in range(c0 // size, -(-c1 // size)):
+            unit.settle(ctx, cluster)
+
+    def _knowledge(
+        self, unit: ClusterBarriers, ctx: BlockContext, active: np.ndarray
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """(slot, clock snapshot) of what the arriving warps pass on."""
+        w0, _, c0, c1 = ctx.rect
+        clocks = unit.clocks
+        if clocks is None:
+            return
+        if not self.relaxed:
+            yield from zip(
+                range(c0, c1), clocks.release(ctx.rect, active.any(axis=-1)), strict=True
+            )
+            return
+        fences: ReleaseFences = ctx.subsystem(ReleaseFences.name)
+        for w, c in np.argwhere(active.any(axis=-1)):
+            known = fences.snapshot(c0 + int(c), w0 + int(w))
+            if known is not None:
+                yield c0 + int(c), known
+
+
+@blocking("barrier.cluster.wait")
+class ClusterWait(_ClusterBarrier):
+    """``barrier.cluster.wait{.acquire}{.aligned}``."""
+
+    def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
+        super().__init__(instr, kernel)
+        self.static_counts = {"barrier_waits": 1}
+        self.own_block = True
+
+    def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> LaneSet | None:
+        unit: ClusterBarriers = ctx.subsystem(ClusterBarriers.name)
+        active = ctx.lanes.dense_mask() if mask is None else mask
+        w0, w1, c0, c1 = ctx.rect
+        size = ctx.wave.cluster_size
+        arrived = unit.arrived[w0:w1, c0:c1]
+        strangers = active & (arrived < 0)
+        if strangers.any():
+            text = "threads wait without having arrived"
+            report_lanes(ctx, "cluster-barrier", text, strangers)
+            active = active & ~strangers
+        clusters = np.arange(c0, c1) // size
+        complete = arrived < unit.phase[clusters].reshape(1, -1, 1)
+        for cluster in range(c0 // size, -(-c1 // size)):
+            held = active & ~complete & (clusters == cluster).reshape(1, -1, 1)
+            if held.any():
+                total = int(np.count_nonzero(ctx.wave.alive[:, unit.slots(cluster)]))
+                reason = WaitReason(
+                    "waits at the cluster barrier",
+                    total,
+                    lambda cluster=cluster, total=total: total - unit.missing(cluster),
+                )
+                unit.waiting[cluster].append(ctx.park(held, reason, retry=True))
+        passing = active & complete
+        if passing.any():
+            np.copyto(arrived, -1, where=passing)
+            self._acquire(unit, ctx, passing, clusters)
+        return None
+
+    def _acquire(
+        self, unit: ClusterBarriers, ctx: BlockContext, passing: np.ndarray, clusters: np.ndarray
+    ) -> None:
+        clocks = unit.clocks
+        if clocks is None or self.relaxed:
+            return
+        _, _, c0, c1 = ctx.rect
+        snapshot = np.zeros((c1 - c0, clocks.columns), np.uint32)
+        for column, cluster in enumerate(clusters):
+            known = unit.released[cluster]
+            if known is not None:
+                snapshot[column] = known
+        clocks.acquire(ctx.rect, snapshot, passing.any(axis=-1))
+
+
+@effect("st.async")
+class StoreAsync(Decoded):
+    """``st.async{.weak}.shared::cluster.mbarrier::complete_tx::bytes{.v2|.v4}.type [a], b, [mbar]``.
+
+    The value is on its way until the barrier of the CTA that it goes to has counted its bytes.
+    """
+
+    counter_class = "st_async"
+    ends_block = True
+
+    def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
+        super().__init__(instr, kernel)
+        known = {"async", "weak", "shared::cluster", "mbarrier::complete_tx::bytes"}
+        if set(instr.parts[1:-1]) - known - {"v2", "v4"} or len(instr.operands) != 3:
+            raise self.unsupported("modifiers")
+        self.element = accesses.element_bits(instr.parts) // 8
+        self.count = accesses.vector_length(instr.parts)
+        if self.element not in (4, 8):
+            raise self.unsupported(f"type .{instr.parts[-1]}")
+        self.nbytes = self.element * self.count
+        self.sources = instr.operands
+        self.source_dtypes = (None, np.dtype(f"u{self.element}"), None)
+
+    def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
+        addresses, value, signals = sources
+        items = value if isinstance(value, tuple) else (value,)
+        active = ctx.lanes.dense_mask() if mask is None else mask
+        w0, _, c0, _ = ctx.rect
+        ctx.counters.add("shared_bytes_written", int(np.count_nonzero(active)) * self.nbytes)
+        for w, c, lane in np.argwhere(active):
+            data = np.array([item[w, c, lane] for item in items]).view(np.uint8)
+            where = int(addresses[w, c, lane]), int(signals[w, c, lane])
+            self._store(ctx, c0 + int(c), w0 + int(w), *where, data)
+
+    def _store(
+        self, ctx: BlockContext, slot: int, warp: int, address: int, signal: int, data: np.ndarray
+    ) -> None:
+        table: Mbarriers = ctx.subsystem(Mbarriers.name)
+        bar = table.find(ctx, signal, slot, warp)
+        offset = address & SHARED_OFFSET_MASK
+        rank = address >> RANK_SHIFT
+        wave = ctx.wave
+        bad = rank >= wave.cluster_size or offset % self.nbytes != 0
+        if bad or offset < SHARED_BASE or offset + self.nbytes > wave.smem_end:
+            text = f"a {self.nbytes}-byte asynchronous store to rank {rank}, offset {offset:#x}"
+            report_warp(ctx, "bulk-operands", text, slot, warp, address=address)
+            return
+        if bar is None:
+            return
+        target = slot - int(wave.cta_rank[slot]) + rank
+        if target != bar.slot:
+            text = "the store and its mbarrier are in different CTAs"
+            report_warp(ctx, "bulk-operands", text, slot, warp, address=address)
+        land(ctx, Issuer(slot, warp, warp + 1), target, offset, data, [(bar, self.nbytes)])
+
+
+def land(
+    ctx: BlockContext,
+    issuer: Issuer,
+    slot: int,
+    offset: int,
+    data: np.ndarray,
+    signals: list[tuple[Mbarrier, int]],
+) -> None:
+    """Copy bytes to contiguous shared memory asynchronously, and signal barriers when it is done.
+
+    Args:
+        data: uint8, read at issue already.
+    """
+    areas: AsyncShadow = ctx.subsystem(AsyncShadow.name)
+    table: Mbarriers = ctx.subsystem(Mbarriers.name)
+    tasks: AsyncTasks = ctx.subsystem(AsyncTasks.name)
+    target = ctx.wave.smem[slot, offset : offset + data.nbytes]
+    area: Area | None = None
+    if areas.active:
+        area = areas.span(slot, offset, data.nbytes)
+        areas.begin_write(ctx, issuer, area)
+    if not tasks.eager:
+        fill_poison(target)
+    instr = ctx.instr
+
+    def complete(ctx: BlockContext) -> None:
+        target[...] = data
+        for bar, nbytes in signals:
+            if area is not None:
+                bar.landing.append((area, instr))
+            table.complete(ctx, bar, nbytes, issuer.slot, issuer.first)
+
+    tasks.submit(ctx, Task(instr, complete, f"{data.nbytes} bytes to shared {offset:#x}"))
