@@ -60,14 +60,12 @@ def fold_scale_sign(tQsQ: cute.Tensor, scores: ScoreScale):
         words_smem = cute.recast_tensor(tQsQ, cutlass.Int32)  # (CPY / 2, CPY_M, CPY_K)
         words = cute.make_rmem_tensor_like(words_smem)
         cute.autovec_copy(words_smem, words)
-        for i in cutlass.range_constexpr(cute.size(words)):
-            words[i] = (words[i] & keep) ^ flip
+        words.store((words.load() & keep) ^ flip)
         cute.autovec_copy(words, words_smem)
 
 
-@cute.jit
-def cap_scores(acc_S: cute.Tensor, scores: ScoreScale):
+def cap_scores(acc_S: cute.Tensor, scores: ScoreScale) -> None:
     """S ← tanh(S·scale/softcap) in place, if the variant has a softcap."""
-    if cutlass.const_expr(scores.cap_factor is not None):
-        for i in cutlass.range_constexpr(cute.size(acc_S)):
+    if scores.cap_factor is not None:
+        for i in range(cute.size(acc_S)):
             acc_S[i] = tanh_from_exp2(acc_S[i] * scores.cap_factor)

@@ -39,6 +39,13 @@ def row_sum(scores: cute.Tensor, r: int) -> cutlass.Float32:
     return terms[0]
 
 
+def rescale_rows(acc_O: cute.Tensor, rescale: cute.Tensor) -> None:
+    """O ← O · rescale, row by row; acc_O ((2, 2), MMA_M, MMA_Dv), rescale (rows,)."""
+    out = rows_by_columns(acc_O)
+    for r in range(cute.size(rescale)):
+        out[r, None].store(out[r, None].load() * rescale[r])
+
+
 def finite_anchor(max_log2: cutlass.Float32) -> cutlass.Float32:
     """The maximum to subtract: 0 for a row without keys so far, else −inf − (−inf) is NaN."""
     return cutlass.select_(max_log2 == NEG_INF, cutlass.Float32(0.0), max_log2)
@@ -86,6 +93,26 @@ class OnlineSoftmax:
             scores[r, None].store(exp2(fma(scores[r, None].load(), self.scale_log2, -anchor)))
             self.max_log2[r] = new_max
             self.sum_exp[r] = self.sum_exp[r] * rescale + row_sum(scores, r)
+
+    @cute.jit
+    def absorb(self, acc_S: cute.Tensor, is_masked: cutlass.Constexpr) -> cute.Tensor:
+        """Take in one score tile as ``update`` does, without touching O; returns exp(old − new max).
+
+        For kernels that rescale O later, because a product is still being added to it.
+        """
+        scores = rows_by_columns(acc_S)
+        rescale = cute.make_rmem_tensor_like(self.max_log2)
+        for r in cutlass.range_constexpr(cute.size(scores, mode=[0])):
+            old_max = self.max_log2[r]
+            new_max = cute.arch.fmax(old_max, quad_max(row_max(scores, r)) * self.scale_log2)
+            anchor = new_max
+            if cutlass.const_expr(is_masked):
+                anchor = finite_anchor(new_max)
+            rescale[r] = exp2(old_max - anchor)
+            scores[r, None].store(exp2(fma(scores[r, None].load(), self.scale_log2, -anchor)))
+            self.max_log2[r] = new_max
+            self.sum_exp[r] = self.sum_exp[r] * rescale[r] + row_sum(scores, r)
+        return rescale
 
     @cute.jit
     def finish(self, acc_O: cute.Tensor) -> cute.Tensor:

@@ -1,0 +1,93 @@
+"""Warpgroup products (wgmma): 64 rows of four warps, B and sometimes A read from shared memory.
+
+The instruction is asynchronous. ``gemm`` only issues; the fence before it orders earlier register
+accesses, and its accumulator, its A registers and its tiles in shared memory belong to the tensor
+core until ``wait_group`` says otherwise (PTX ISA, "Asynchronous warpgroup-level matrix
+multiply-accumulate", 9.7.15).
+
+Thread t of warp w holds, of each 16×8 block of the accumulator's rows 16w … 16w + 15, rows t/4 and
+t/4 + 8 and columns 2(t%4), 2(t%4) + 1: the blocks of mma.m16n8k16, so that masks, softmax and the
+C-to-A view of the mma.sync rungs serve here too.
+"""
+
+from __future__ import annotations
+
+import cutlass
+from cutlass import cute
+from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
+
+from cute_fa.blocks.tiles import MMA_K
+
+WGMMA_M = 64
+
+
+def mma_smem_smem(dtype: type, n: int) -> warpgroup.MmaF16BF16Op:
+    """m64 × ``n`` × k16, A and B in shared memory, rows along k."""
+    return warpgroup.MmaF16BF16Op(
+        dtype,
+        cutlass.Float32,
+        (WGMMA_M, n, MMA_K),
+        warpgroup.OperandSource.SMEM,
+        OperandMajorMode.K,
+        OperandMajorMode.K,
+    )
+
+
+def mma_reg_smem(dtype: type, n: int) -> warpgroup.MmaF16BF16Op:
+    """m64 × ``n`` × k16, A in registers, B in shared memory with rows along n."""
+    return warpgroup.MmaF16BF16Op(
+        dtype,
+        cutlass.Float32,
+        (WGMMA_M, n, MMA_K),
+        warpgroup.OperandSource.RMEM,
+        OperandMajorMode.K,
+        OperandMajorMode.MN,
+    )
+
+
+def operand_a(op: warpgroup.MmaF16BF16Op, sA: cute.Tensor) -> cute.Tensor:
+    """Descriptors of ``sA`` (M, K, …) as the left operand, (MMA, MMA_M, MMA_K, …)."""
+    thr_mma = cute.make_tiled_mma(op).get_slice(0)
+    return thr_mma.make_fragment_A(thr_mma.partition_A(sA))
+
+
+def operand_b(op: warpgroup.MmaF16BF16Op, sB: cute.Tensor) -> cute.Tensor:
+    """Descriptors of ``sB`` (N, K, …) as the right operand, (MMA, MMA_N, MMA_K, …)."""
+    thr_mma = cute.make_tiled_mma(op).get_slice(0)
+    return thr_mma.make_fragment_B(thr_mma.partition_B(sB))
+
+
+def make_accumulator(op: warpgroup.MmaF16BF16Op, n: int) -> cute.Tensor:
+    """An accumulator of 64 × ``n`` in registers, ((2, 2, n / 8), 1, 1)."""
+    thr_mma = cute.make_tiled_mma(op).get_slice(0)
+    return cute.make_rmem_tensor(thr_mma.partition_shape_C((WGMMA_M, n)), cutlass.Float32)
+
+
+def as_mma_blocks(acc: cute.Tensor) -> cute.Tensor:
+    """View an accumulator ((2, 2, n / 8), 1, 1) as blocks of mma.m16n8, ((2, 2), 1, n / 8)."""
+    (pair, half, blocks), _, _ = acc.shape
+    (pair_stride, half_stride, block_stride), _, _ = acc.stride
+    layout = cute.make_layout(
+        ((pair, half), 1, blocks), stride=((pair_stride, half_stride), 0, block_stride)
+    )
+    return cute.make_tensor(acc.iterator, layout)
+
+
+def gemm(
+    op: warpgroup.MmaF16BF16Op,
+    acc: cute.Tensor,
+    tCrA: cute.Tensor,
+    tCrB: cute.Tensor,
+    *,
+    accumulate: bool,
+) -> None:
+    """Issue acc (+)= A Bᵀ over all k-steps as one group; complete after ``warpgroup.wait_group``.
+
+    The atom is made anew for each call: its accumulate flag is a value of the program, and one that
+    was set inside a loop would not exist after it.
+    """
+    tiled_mma = cute.make_tiled_mma(op)
+    for k in range(cute.size(tCrB, mode=[2])):
+        tiled_mma.set(warpgroup.Field.ACCUMULATE, accumulate or k > 0)
+        cute.gemm(tiled_mma, acc, tCrA[None, None, k], tCrB[None, None, k], acc)
+    warpgroup.commit_group()
