@@ -3,8 +3,8 @@
 The shadow (:mod:`cute_fa.sim.shadow`) has the stamp of each granule's last write and of each
 agent's last read. An engine's access has two ends. At issue, on behalf of the warps that issue it:
 everything that conflicts must be ordered before them, and what threads wrote must also be behind a
-proxy fence (PTX ISA 8.9.1; memory consistency, proxies). From issue to completion the bytes are
-*in flight* (being filled) or *being read*; both are stamps beyond every other, so that the checks of
+proxy fence (PTX ISA 8.9.1; memory consistency, proxies). From issue to completion the bytes are *in
+flight* (being filled) or *being read*; both are stamps beyond every other, so that the checks of
 ordinary accesses stumble over them. At completion they become an access of an agent row.
 """
 
@@ -27,7 +27,7 @@ CHUNK = 16  # bytes: what engines move is made of these
 
 
 class Issuer(NamedTuple):
-    """The warps that start an asynchronous operation: ``first`` to ``last`` of the CTA in a slot."""
+    """Who starts an asynchronous operation: warps ``first`` to ``last`` of the CTA in a slot."""
 
     slot: int
     first: int

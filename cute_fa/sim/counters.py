@@ -26,6 +26,9 @@ DESCRIPTIONS: dict[str, str] = {
     "shared_bytes_written": "bytes written to shared memory",
     "local_bytes_read": "bytes read from local memory (spills, indexed arrays)",
     "local_bytes_written": "bytes written to local memory",
+    "bulk_copies": "bulk copies, one per thread that issues one",
+    "tensor_copies": "tensor copies (TMA), one per thread that issues one",
+    "bulk_repeats": "bulk and tensor stores that repeat what an earlier lane of the warp issued",
     "barrier_waits": "barrier waits, one per warp",
 }
 """Every counter's name and meaning; ``<…>`` stands for one of several keys."""

@@ -22,7 +22,9 @@ def is_asynchronous(instr: Instr) -> bool:
     """Whether the instruction starts something that the engines finish."""
     if instr.op in ("wgmma", "mbarrier"):
         return True
-    return instr.op in ("cp", "st", "red") and ("bulk" in instr.parts or instr.parts[1:2] == ("async",))
+    return instr.op in ("cp", "st", "red") and (
+        "bulk" in instr.parts or instr.parts[1:2] == ("async",)
+    )
 
 
 @lru_cache(maxsize=64)

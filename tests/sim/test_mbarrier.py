@@ -208,7 +208,7 @@ def test_deadlock_names_the_barrier_and_its_state() -> None:
     assert got.rules[0] == "deadlock"
     text = str(got.launch.hazards[0])
     assert "1 of 2 arrivals pending, 64 bytes outstanding, phase 0 (parity 0)" in text
-    assert "waits for phase 0 (parity 0)" in text and "(1 of 2 arrived)" in text
+    assert "waits for phase 0 (parity 0, 64 bytes to come)" in text and "(1 of 2 arrived)" in text
     assert got.rules[1] == "mbarrier-transactions"
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from cute_fa import ptx
 from cute_fa.sim import accesses
 from cute_fa.sim.addresses import RANK_SHIFT, SHARED_BASE, SHARED_OFFSET_MASK
-from cute_fa.sim.async_shadow import Area, AsyncShadow, Issuer, report_warp
-from cute_fa.sim.async_tasks import AsyncTasks, Task
+from cute_fa.sim.async_shadow import Issuer, report_warp
+from cute_fa.sim.bulk import Target, land
 from cute_fa.sim.hazards import report_lanes
 from cute_fa.sim.isa import (
     Decoded,
@@ -27,8 +27,7 @@ from cute_fa.sim.isa import (
     subsystem,
 )
 from cute_fa.sim.isa.proxy import ReleaseFences
-from cute_fa.sim.mbarriers import Mbarrier, Mbarriers
-from cute_fa.sim.memory import fill_poison
+from cute_fa.sim.mbarriers import Mbarriers
 
 if TYPE_CHECKING:
     from cute_fa.sim.lanes import LaneSet
@@ -150,7 +149,9 @@ class ClusterArrive(_ClusterBarrier):
             return
         if not self.relaxed:
             yield from zip(
-                range(c0, c1), clocks.release(ctx.rect, active.any(axis=-1)), strict=True
+                range(c0, c1),
+                clocks.release(ctx.rect, np.asarray(active.any(axis=-1))),
+                strict=True,
             )
             return
         fences: ReleaseFences = ctx.subsystem(ReleaseFences.name)
@@ -164,10 +165,11 @@ class ClusterArrive(_ClusterBarrier):
 class ClusterWait(_ClusterBarrier):
     """``barrier.cluster.wait{.acquire}{.aligned}``."""
 
+    own_block = True
+
     def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
         super().__init__(instr, kernel)
         self.static_counts = {"barrier_waits": 1}
-        self.own_block = True
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> LaneSet | None:
         unit: ClusterBarriers = ctx.subsystem(ClusterBarriers.name)
@@ -185,18 +187,21 @@ class ClusterWait(_ClusterBarrier):
         for cluster in range(c0 // size, -(-c1 // size)):
             held = active & ~complete & (clusters == cluster).reshape(1, -1, 1)
             if held.any():
-                total = int(np.count_nonzero(ctx.wave.alive[:, unit.slots(cluster)]))
-                reason = WaitReason(
-                    "waits at the cluster barrier",
-                    total,
-                    lambda cluster=cluster, total=total: total - unit.missing(cluster),
+                unit.waiting[cluster].append(
+                    ctx.park(held, self._reason(unit, cluster), retry=True)
                 )
-                unit.waiting[cluster].append(ctx.park(held, reason, retry=True))
         passing = active & complete
         if passing.any():
             np.copyto(arrived, -1, where=passing)
             self._acquire(unit, ctx, passing, clusters)
         return None
+
+    @staticmethod
+    def _reason(unit: ClusterBarriers, cluster: int) -> WaitReason:
+        total = int(np.count_nonzero(unit.wave.alive[:, unit.slots(cluster)]))
+        return WaitReason(
+            "waits at the cluster barrier", total, lambda: total - unit.missing(cluster)
+        )
 
     def _acquire(
         self, unit: ClusterBarriers, ctx: BlockContext, passing: np.ndarray, clusters: np.ndarray
@@ -210,12 +215,12 @@ class ClusterWait(_ClusterBarrier):
             known = unit.released[cluster]
             if known is not None:
                 snapshot[column] = known
-        clocks.acquire(ctx.rect, snapshot, passing.any(axis=-1))
+        clocks.acquire(ctx.rect, snapshot, np.asarray(passing.any(axis=-1)))
 
 
 @effect("st.async")
 class StoreAsync(Decoded):
-    """``st.async{.weak}.shared::cluster.mbarrier::complete_tx::bytes{.v2|.v4}.type [a], b, [mbar]``.
+    """``st.async.shared::cluster.mbarrier::complete_tx::bytes{.v2|.v4}.type [a], b, [mbar]``.
 
     The value is on its way until the barrier of the CTA that it goes to has counted its bytes.
     """
@@ -266,39 +271,5 @@ class StoreAsync(Decoded):
         if target != bar.slot:
             text = "the store and its mbarrier are in different CTAs"
             report_warp(ctx, "bulk-operands", text, slot, warp, address=address)
-        land(ctx, Issuer(slot, warp, warp + 1), target, offset, data, [(bar, self.nbytes)])
-
-
-def land(
-    ctx: BlockContext,
-    issuer: Issuer,
-    slot: int,
-    offset: int,
-    data: np.ndarray,
-    signals: list[tuple[Mbarrier, int]],
-) -> None:
-    """Copy bytes to contiguous shared memory asynchronously, and signal barriers when it is done.
-
-    Args:
-        data: uint8, read at issue already.
-    """
-    areas: AsyncShadow = ctx.subsystem(AsyncShadow.name)
-    table: Mbarriers = ctx.subsystem(Mbarriers.name)
-    tasks: AsyncTasks = ctx.subsystem(AsyncTasks.name)
-    target = ctx.wave.smem[slot, offset : offset + data.nbytes]
-    area: Area | None = None
-    if areas.active:
-        area = areas.span(slot, offset, data.nbytes)
-        areas.begin_write(ctx, issuer, area)
-    if not tasks.eager:
-        fill_poison(target)
-    instr = ctx.instr
-
-    def complete(ctx: BlockContext) -> None:
-        target[...] = data
-        for bar, nbytes in signals:
-            if area is not None:
-                bar.landing.append((area, instr))
-            table.complete(ctx, bar, nbytes, issuer.slot, issuer.first)
-
-    tasks.submit(ctx, Task(instr, complete, f"{data.nbytes} bytes to shared {offset:#x}"))
+        place = Target.bytes(ctx, target, offset, self.nbytes, bar)
+        land(ctx, Issuer(slot, warp, warp + 1), [place], lambda: data)

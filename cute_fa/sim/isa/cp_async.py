@@ -118,13 +118,28 @@ class CopyQueue(Subsystem):
             left.append(copy)
         self.copies = left
 
+    def arrive(self, ctx: BlockContext, slot: int, warp: int, lanes: np.ndarray) -> None:
+        """All copies of some lanes of one warp are complete, and an mbarrier says so."""
+        rect = warp, warp + 1, slot, slot + 1
+        left = []
+        for copy in self.copies:
+            everything = np.iinfo(np.int32).min
+            done = self._covered(copy, rect, lanes[None, None], everything)
+            if done.any():
+                self._finish(ctx, copy, done)
+                copy.pending = ~done if copy.pending is None else copy.pending & ~done
+            if copy.pending is None or copy.pending.any():
+                left.append(copy)
+        self.copies = left
+
     def _covered(self, copy: Copy, rect: Rect, mask: Mask, newest: int) -> np.ndarray:
         """The threads of ``copy`` whose group the wait of ``rect`` and ``mask`` covers."""
         r0, r1, s0, s1 = copy.rect
         w0, w1, c0, c1 = rect
         waiting = np.zeros(self.closed.shape, bool)
         waiting[w0:w1, c0:c1] = True if mask is None else mask
-        done = waiting[r0:r1, s0:s1] & (copy.group < self.closed[r0:r1, s0:s1] - newest)
+        closed = self.closed[r0:r1, s0:s1].astype(np.int64)
+        done = waiting[r0:r1, s0:s1] & (copy.group < closed - newest)
         return done if copy.pending is None else done & copy.pending
 
     def _finish(self, ctx: BlockContext, copy: Copy, lanes: Mask) -> None:

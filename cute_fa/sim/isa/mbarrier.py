@@ -268,7 +268,7 @@ class Wait(_MbarrierInstruction):
         name = f"mbarrier {bar.number} at {bar.offset:#x} of CTA {ctx.cta_of(bar.slot)}"
         phase = bar.phase
         reason = WaitReason(
-            f"waits for phase {phase} (parity {phase & 1}) with {bar.transactions} bytes to come of",
+            f"waits for phase {phase} (parity {phase & 1}, {bar.transactions} bytes to come) of",
             bar.expected,
             lambda: bar.expected - bar.pending if bar.phase == phase else bar.expected,
             name,

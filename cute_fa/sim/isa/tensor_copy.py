@@ -1,0 +1,143 @@
+"""Tensor copies, TMA (PTX ISA 9.7.9.27): boxes of up to five dimensions, both ways, and reductions.
+
+Coordinates are given innermost first and may lie outside the tensor: what is read there is zero (or
+NaN), what is written there is dropped, and both count as bytes of the copy. Shared memory holds the
+box with the innermost dimension first, swizzled on absolute address bits.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cute_fa import ptx
+from cute_fa.errors import InvalidArgumentError
+from cute_fa.sim.addresses import RANK_SHIFT
+from cute_fa.sim.async_shadow import Issuer, report_warp
+from cute_fa.sim.boxes import Box, map_at
+from cute_fa.sim.bulk import BulkGroups, Target, land
+from cute_fa.sim.isa import Mask, effect
+from cute_fa.sim.isa.bulk_copy import BulkInstruction, Thread
+from cute_fa.sim.tensor_map import TensorMap
+
+if TYPE_CHECKING:
+    from cute_fa.sim.wave import BlockContext
+
+SHARED_ALIGNMENT = 128
+
+
+@effect("cp.async.bulk.tensor", "cp.reduce.async.bulk.tensor")
+class TensorCopy(BulkInstruction):
+    """``cp.async.bulk.tensor.Nd`` and ``cp.reduce.async.bulk.tensor.Nd`` in ``.tile`` mode."""
+
+    counter_class = "tensor_copy"
+    allowed = frozenset(("tensor", "tile", "1d", "2d", "3d", "4d", "5d"))
+
+    def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
+        for part in instr.parts:
+            if part.startswith(("im2col", "tile::")):
+                self.instr = instr
+                raise self.unsupported(f"mode .{part}")
+        super().__init__(instr, kernel)
+        self.rank = next(
+            int(part[0]) for part in instr.parts if part in self.allowed and part[1:] == "d"
+        )
+        wanted = 2 + self.signals + self.multicast
+        if len(self.operands) != wanted:
+            raise self.unsupported("operands")
+        self.loads = self.source == "global"
+        tensor = self.operands[1 if self.loads else 0]
+        if not isinstance(tensor, ptx.TensorAddress) or len(tensor.coords) != self.rank:
+            raise self.unsupported("coordinates")
+        self.sources = self.operands
+        self.source_dtypes = tuple(
+            np.dtype(np.int32) if isinstance(operand, ptx.TensorAddress) else None
+            for operand in self.operands
+        )
+
+    def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
+        w0, _, c0, _ = ctx.rect
+        if self.loads:
+            shared, (maps, coordinates) = sources[:2]
+        else:
+            (maps, coordinates), shared = sources[:2]
+        if self.loads or self.operator is not None:
+            lanes = self.threads(ctx, mask)
+        else:
+            lanes = self.distinct(ctx, mask, maps, shared, *coordinates)
+        for w, c, lane in lanes:
+            thread = c0 + c, w0 + w, lane
+            at = w, c, lane
+            tensor = self._tensor(ctx, thread, int(maps[at]))
+            if tensor is None:
+                continue
+            ctx.counters.add("tensor_copies", 1)
+            box = Box(tensor, tuple(int(x[at]) for x in coordinates))
+            if self.loads:
+                ranks = int(sources[3][at]) if self.multicast else None
+                self._load(ctx, thread, box, int(shared[at]), int(sources[2][at]), ranks)
+            else:
+                self._store(ctx, thread, box, int(shared[at]))
+
+    def _tensor(self, ctx: BlockContext, thread: Thread, address: int) -> TensorMap | None:
+        """The tensor map at an address, if it is one for this instruction."""
+        try:
+            tensor = map_at(ctx.wave, address)
+        except InvalidArgumentError as error:
+            report_warp(ctx, "tensor-map", str(error), thread[0], thread[1], address=address)
+            return None
+        faults = tensor.faults()
+        if tensor.rank != self.rank:
+            faults.append(f"it has {tensor.rank} dimensions, the instruction {self.rank}")
+        if faults:
+            text = "; ".join(faults)
+            report_warp(ctx, "tensor-map", text, thread[0], thread[1], address=address)
+            return None
+        return tensor
+
+    def _load(
+        self,
+        ctx: BlockContext,
+        thread: Thread,
+        box: Box,
+        address: int,
+        signal: int,
+        ranks: int | None,
+    ) -> None:
+        nbytes, swizzle = box.tensor.box_bytes, box.tensor.swizzle
+        targets = []
+        for slot, offset, bar in self.targets(thread, ctx, address, signal, ranks):
+            where = int(ctx.wave.cta_rank[slot]) << RANK_SHIFT | offset
+            if self.shared_place(ctx, thread, where, nbytes, SHARED_ALIGNMENT) is not None:
+                targets.append(Target.box(ctx, slot, offset, nbytes, swizzle, bar))
+        region = None
+        if box.inside is not None:
+            region = self.global_region(ctx, thread, box)
+            if region is None:
+                return
+        if targets:
+            self.count(ctx, "read", box, nbytes * len(targets))
+            issuer = Issuer(thread[0], thread[1], thread[1] + 1)
+            land(ctx, issuer, targets, partial(box.read, region))
+
+    def _store(self, ctx: BlockContext, thread: Thread, box: Box, address: int) -> None:
+        nbytes = box.tensor.box_bytes
+        place = self.shared_place(ctx, thread, address, nbytes, SHARED_ALIGNMENT)
+        if place is None:
+            return
+        source = Target.box(ctx, *place, nbytes, box.tensor.swizzle)
+        self.count(ctx, "written", box, nbytes)
+        unit: BulkGroups = ctx.subsystem(BulkGroups.name)
+        if box.inside is None:
+            unit.issue(ctx, thread, source, _drop)
+            return
+        region = self.global_region(ctx, thread, box)
+        if region is not None:
+            emit = partial(box.write, region, operator=self.operator)
+            unit.issue(ctx, thread, source, emit)
+
+
+def _drop(data: np.ndarray) -> None:
+    """A box that lies outside its tensor is written nowhere."""
