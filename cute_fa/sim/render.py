@@ -90,7 +90,7 @@ def _compute_in_place(
         if index < 0 or not full or not out[index].ufunc or last_read.get(row, -1) > index:
             left.append((view, value))
             continue
-        out[index] = Statement(f"{out[index].expr[:-1]}, {view})")
+        out[index] = Statement(f"{out[index].expr[:-1]}, out={view})")
         aliases[value] = view
     return out, left, aliases
 

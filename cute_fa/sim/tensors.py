@@ -106,8 +106,13 @@ def is_host_tensor(value: Any) -> bool:
     """Whether ``value`` is a CPU tensor or array that can stand for a device tensor."""
     if isinstance(value, np.ndarray):
         return True
-    # A fake tensor has no memory to look at.
-    return is_torch_tensor(value) and value.device.type == "cpu" and not _is_fake(value)
+    # Fake tensors have no memory to look at, sparse ones no single piece of it.
+    return (
+        is_torch_tensor(value)
+        and value.device.type == "cpu"
+        and str(value.layout) == "torch.strided"
+        and not _is_fake(value)
+    )
 
 
 def _is_fake(tensor: Any) -> bool:

@@ -158,7 +158,7 @@ def test_full_blocks_compute_into_the_register_file_and_masked_ones_store_under_
     program = kernel_program(body)
     row = program.location("%r3").row
     view = f"Rr{row}_f4"
-    assert f"add({view}, {view}, {view})" in sources(program)
+    assert f"add({view}, {view}, out={view})" in sources(program)
     assert f"copyto({view}, t0, where=mask)" in sources(program, masked=True)
 
 

@@ -122,6 +122,14 @@ def test_objects_with_properties_that_fail_do_not_disturb_the_search() -> None:
     assert any(tensor is needle for tensor in tensors.live_tensors())
 
 
+def test_sparse_tensors_do_not_disturb_the_search() -> None:
+    sparse = torch.eye(3).to_sparse()
+    needle = torch.zeros(3)
+    found = list(tensors.live_tensors())
+    assert any(tensor is needle for tensor in found)
+    assert not any(tensor is sparse for tensor in found)
+
+
 def test_fake_tensors_have_no_memory() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
