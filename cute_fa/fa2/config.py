@@ -195,8 +195,7 @@ class TileChoice:
 _TILES: dict[str, tuple[TileChoice, ...]] = {
     "99 KiB": (
         TileChoice(64, 128, 64, 4, 2),
-        TileChoice(96, 128, 64, 4, 1),
-        TileChoice(128, 128, 32, 4, 1),
+        TileChoice(128, 64, 64, 4, 1),
         TileChoice(192, 128, 64, 8, 1),
         TileChoice(256, 64, 64, 4, 1),
     ),

@@ -131,6 +131,8 @@ class Fa2Fwd:
         self.kernel(mQ, mK, mV, mO, mLSE, scores, band).launch(
             grid=[cute.ceil_div(seqlen_q, cfg.tile_m), heads, batch],
             block=[cfg.num_threads, 1, 1],
+            # Said aloud, so that the compiler does not spill to fit a third CTA on an SM.
+            min_blocks_per_mp=1,
             stream=stream,
         )
 

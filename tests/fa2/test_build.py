@@ -22,8 +22,9 @@ HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 # in one opcode.
 GRID = [
     *(("sm_80", dim, mask) for dim in HEAD_DIMS for mask in ("causal", "window-softcap")),
-    *((arch, 128, "full") for arch in ("sm_86", "sm_90a", "sm_100a", "sm_120a")),
-    *((arch, 96, "causal") for arch in ("sm_89", "sm_90a", "sm_100a", "sm_121a")),
+    *((arch, 128, "causal") for arch in ("sm_86", "sm_90a", "sm_100a", "sm_120a")),
+    *((arch, 64, "window-softcap") for arch in ("sm_89", "sm_90a", "sm_100a", "sm_121a")),
+    *(("sm_80", dim, "full") for dim in (96, 128)),
     ("sm_90", 256, "window-softcap"),
     ("sm_103a", 192, "causal"),
     ("sm_87", 64, "window-softcap"),
