@@ -41,20 +41,17 @@ class TmaPipe:
 
     def full(self, n) -> cute.Pointer:
         """The mbarrier that the TMA copies of use ``n`` signal."""
-        return self.mbarriers + self._slot(n)
+        return self.mbarriers + self.slot(n)
 
     def slot(self, n):
         """The ring slot of use ``n``."""
-        return self._slot(n)
-
-    def _slot(self, n):
         return n % self.stages
 
     def _parity(self, n):
         return (n // self.stages) % 2
 
     def _empty(self, n) -> cute.Pointer:
-        return self.mbarriers + self.stages + self._slot(n)
+        return self.mbarriers + self.stages + self.slot(n)
 
     def initialise(self) -> None:
         """Set the arrive counts; by one thread, before any other touches the pipe."""
@@ -65,7 +62,7 @@ class TmaPipe:
 
     @cute.jit
     def acquire(self, n):
-        """Producer warp: wait until slot of ``n`` is free, then announce its bytes.
+        """Producer warp: wait until the slot of use ``n`` is free, then announce its bytes.
 
         The wait is for the phase *before* the slot's first use when n < stages, and a fresh
         mbarrier counts that one as complete: the first uses pass at once.

@@ -96,7 +96,7 @@ class OnlineSoftmax:
 
     @cute.jit
     def absorb(self, acc_S: cute.Tensor, is_masked: cutlass.Constexpr) -> cute.Tensor:
-        """Take in one score tile as ``update`` does, without touching O; returns exp(old − new max).
+        """As ``update``, but leaves O alone: returns exp(old max − new max), (rows,).
 
         For kernels that rescale O later, because a product is still being added to it.
         """

@@ -1,0 +1,1 @@
+"""The third rung: FlashAttention-3, for Hopper."""

@@ -1,0 +1,309 @@
+"""The plan of a FlashAttention-3 forward kernel: tiles, warpgroups, registers, rings, barriers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from cute_fa.blocks.tiles import WARP_THREADS, round_up, tile_bytes
+from cute_fa.errors import InvalidArgumentError, UnsupportedError
+from cute_fa.problem import MAX_HEAD_DIM, KernelVariant
+from cute_fa.target import KIB, Target
+
+DTYPES = ("float16", "bfloat16")
+ELEMENT_BYTES = 2
+WARPGROUP_WARPS = 4
+WARPGROUP_THREADS = WARPGROUP_WARPS * WARP_THREADS
+STRIP_ROWS = 64
+"""Query rows of one consumer warpgroup: the M of every wgmma (PTX ISA, wgmma.mma_async)."""
+
+WGMMA_K = 16
+MAX_WGMMA_N = 256
+PAD_COLUMNS = 32
+MBARRIER_BYTES = 8
+SMEM_ALIGN_BYTES = 1024
+"""Where a 128-byte swizzle pattern repeats; every tile starts on it."""
+
+# Registers per thread after setmaxnreg, (producer, consumer), by the number of consumer warpgroups.
+# The register file holds 65536 / 128 = 512 per thread index of a warpgroup:
+# 24 + 2·240 = 504, 32 + 3·160 = 512, and with one consumer the launch's own 240 are the limit.
+REGISTERS = {1: (24, 240), 2: (24, 240), 3: (32, 160)}
+REGISTERS_PER_SM = 65536
+
+
+class Fa3FwdBarrier(IntEnum):
+    """Named barriers; 0 is sync_threads. Each of the last two has one barrier per warpgroup.
+
+    SYNC_THREADS    all threads, once, after the mbarriers are initialised
+    TURN + w        consumer w waits (128), the consumer before it in the cycle arrives (128)
+    STRIP + w       the threads of consumer w, around generic writes to its strip of Q and O
+    """
+
+    SYNC_THREADS = 0
+    TURN = 1
+    STRIP = 4
+
+
+@dataclass(frozen=True)
+class Fa3FwdConfig:
+    """Everything that a FlashAttention-3 forward kernel is specialised for.
+
+    Attributes:
+        dtype: "float16" or "bfloat16".
+        head_dim, head_dim_v: D and Dv, multiples of 8 up to 256; padded in shared memory only,
+            with zeros that TMA writes for columns outside the tensor.
+        is_causal: bottom-right aligned causal mask.
+        has_window_left, has_window_right: run-time window bounds.
+        has_softcap: scores pass through softcap·tanh(·/softcap).
+        num_consumers: consumer warpgroups, 64 query rows each.
+        tile_n: key columns of a tile.
+        stages: depth of the K ring and of the V ring.
+        has_turns: consumers take turns at issuing GEMMs, so that one's softmax runs beside
+            another's products (paper, section 3.1).
+        smem_limit_bytes: what a CTA of the target may use.
+    """
+
+    dtype: str
+    head_dim: int
+    head_dim_v: int
+    is_causal: bool = False
+    has_window_left: bool = False
+    has_window_right: bool = False
+    has_softcap: bool = False
+    num_consumers: int = 2
+    tile_n: int = 128
+    stages: int = 2
+    has_turns: bool = True
+    smem_limit_bytes: int = 227 * KIB
+
+    def __post_init__(self) -> None:
+        def require(ok: bool, what: str, got: object, expected: str, fix: str | None = None):
+            if not ok:
+                raise InvalidArgumentError(
+                    f"FA3 config: {what}", got=got, expected=expected, fix=fix
+                )
+
+        require(self.dtype in DTYPES, "dtype", self.dtype, " or ".join(DTYPES))
+        for name in ("head_dim", "head_dim_v"):
+            value = getattr(self, name)
+            require(
+                0 < value <= MAX_HEAD_DIM and value % 8 == 0,
+                name,
+                value,
+                f"a multiple of 8 up to {MAX_HEAD_DIM}",
+            )
+        require(
+            not (self.is_causal and self.has_window_right),
+            "two right bounds",
+            "is_causal and has_window_right",
+            "one of them: causal is a right window of 0",
+        )
+        require(
+            self.num_consumers in REGISTERS,
+            "num_consumers",
+            self.num_consumers,
+            f"one of {', '.join(map(str, REGISTERS))} warpgroups",
+        )
+        require(
+            0 < self.tile_n <= MAX_WGMMA_N and self.tile_n % WGMMA_K == 0,
+            "tile_n is not one wgmma's N and whole k-steps of O += PV",
+            self.tile_n,
+            f"a multiple of {WGMMA_K} up to {MAX_WGMMA_N}",
+        )
+        require(
+            self.stages >= 2,
+            "stages",
+            self.stages,
+            "at least 2: a block's V is awaited while the product with the V before it runs",
+        )
+        require(
+            not self.has_turns or self.num_consumers > 1,
+            "turns of one warpgroup",
+            f"has_turns with num_consumers {self.num_consumers}",
+            "at least 2 consumers, or no turns",
+        )
+        require(
+            self.fragment_registers <= self.consumer_registers,
+            "registers of a consumer thread",
+            f"{self._register_arithmetic()} = {self.fragment_registers}",
+            f"at most {self.consumer_registers}",
+            fix="use a smaller tile_n, or fewer consumers",
+        )
+        require(
+            self.smem_bytes <= self.smem_limit_bytes,
+            "shared memory",
+            f"{self._smem_arithmetic()} = {self.smem_bytes} bytes",
+            f"at most {self.smem_limit_bytes} bytes",
+            fix="use fewer stages, or smaller tiles",
+        )
+
+    # -- shapes
+
+    @property
+    def padded_d(self) -> int:
+        """Columns of the Q and K tiles."""
+        return round_up(self.head_dim, PAD_COLUMNS)
+
+    @property
+    def padded_dv(self) -> int:
+        """Columns of the V and O tiles."""
+        return round_up(self.head_dim_v, PAD_COLUMNS)
+
+    @property
+    def tile_m(self) -> int:
+        """Query rows of a CTA: a strip of 64 per consumer."""
+        return STRIP_ROWS * self.num_consumers
+
+    @property
+    def num_threads(self) -> int:
+        """One producer warpgroup, of which one warp works, and the consumers."""
+        return WARPGROUP_THREADS * (1 + self.num_consumers)
+
+    @property
+    def num_consumer_warps(self) -> int:
+        return WARPGROUP_WARPS * self.num_consumers
+
+    # -- registers
+
+    @property
+    def producer_registers(self) -> int:
+        """Per thread, after setmaxnreg.dec."""
+        return REGISTERS[self.num_consumers][0]
+
+    @property
+    def consumer_registers(self) -> int:
+        """Per thread, after setmaxnreg.inc."""
+        return REGISTERS[self.num_consumers][1]
+
+    @property
+    def fragment_registers(self) -> int:
+        """What S (fp32), P (16-bit) and O (fp32) take of a thread at the height of the overlap."""
+        per_row = STRIP_ROWS / WARPGROUP_THREADS
+        columns = self.tile_n + self.tile_n // 2 + self.padded_dv
+        return int(per_row * columns)
+
+    def _register_arithmetic(self) -> str:
+        return f"S {self.tile_n}/2 + P {self.tile_n}/4 + O {self.padded_dv}/2"
+
+    # -- shared memory
+
+    @property
+    def smem_strip_bytes(self) -> int:
+        """One consumer's strip of Q, which its O reuses on the way out."""
+        return tile_bytes(STRIP_ROWS, max(self.padded_d, self.padded_dv), ELEMENT_BYTES)
+
+    @property
+    def smem_q_bytes(self) -> int:
+        """One consumer's strip of Q: what its mbarrier waits for."""
+        return tile_bytes(STRIP_ROWS, self.padded_d, ELEMENT_BYTES)
+
+    @property
+    def smem_k_bytes(self) -> int:
+        """One stage of K."""
+        return tile_bytes(self.tile_n, self.padded_d, ELEMENT_BYTES)
+
+    @property
+    def smem_v_bytes(self) -> int:
+        """One stage of V."""
+        return tile_bytes(self.tile_n, self.padded_dv, ELEMENT_BYTES)
+
+    @property
+    def num_mbarriers(self) -> int:
+        """A full one per strip of Q; a full and an empty one per stage of K and of V."""
+        return self.num_consumers + 4 * self.stages
+
+    @property
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory of a CTA: the tiles, then the mbarriers."""
+        tiles = self.num_consumers * self.smem_strip_bytes
+        tiles += self.stages * (self.smem_k_bytes + self.smem_v_bytes)
+        return tiles + MBARRIER_BYTES * self.num_mbarriers
+
+    def _smem_arithmetic(self) -> str:
+        columns = max(self.padded_d, self.padded_dv)
+        return (
+            f"{ELEMENT_BYTES}·({self.tile_m}·{columns} for Q and O + {self.stages} stages · "
+            f"{self.tile_n}·({self.padded_d} + {self.padded_dv}) for K and V) + "
+            f"{MBARRIER_BYTES}·{self.num_mbarriers} for mbarriers"
+        )
+
+    def workspace(self, batch: int, seqlen_q: int, heads_q: int) -> tuple:
+        """Global scratch tensors that a launch needs: none, O and its statistics stay on chip."""
+        return ()
+
+
+@dataclass(frozen=True)
+class TileChoice:
+    """One row of the tile table: the plan for D and Dv up to ``max_dim`` and ``max_dim_v``."""
+
+    max_dim: int
+    max_dim_v: int
+    num_consumers: int
+    tile_n: int
+    has_turns: bool = True
+
+
+# Two consumers of 240 registers hold S, P and O up to Dv = 256; up to 64 columns of O, three of 160
+# do, and share each K/V block among more rows. tile_n is as wide as registers (first two rows) or
+# two stages of K and V beside Q (the others) allow.
+_TILES = (
+    TileChoice(64, 64, 3, 128),
+    TileChoice(96, 96, 2, 160),
+    TileChoice(128, 128, 2, 128),
+    TileChoice(192, 128, 2, 128),
+    TileChoice(192, 192, 2, 96),
+    TileChoice(256, 256, 2, 80),
+)
+
+
+# The tanh of a softcap keeps more values alive than 160 registers have room for.
+_SOFTCAP_TILE = TileChoice(64, 64, 2, 128)
+
+
+def tile_choice(variant: KernelVariant) -> TileChoice:
+    """The row of the tile table for the two head dims."""
+    for choice in (_SOFTCAP_TILE, *_TILES) if variant.has_softcap else _TILES:
+        if variant.head_dim <= choice.max_dim and variant.head_dim_v <= choice.max_dim_v:
+            return choice
+    raise UnsupportedError(
+        "FA3 has no tile for these head dims",
+        got=f"head dims {variant.head_dim} and {variant.head_dim_v}",
+        expected=f"head dims up to {MAX_HEAD_DIM}",
+    )
+
+
+def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
+    """The plan for ``variant`` on ``target``.
+
+    Raises:
+        UnsupportedError: a dtype other than fp16 and bf16, an architecture without wgmma, or no
+            tile for the head dims.
+    """
+    if not target.has_wgmma:
+        raise UnsupportedError(
+            "FA3 needs wgmma",
+            got=target.arch,
+            expected="sm_90a",
+            alternatives=("fa2", "fa1"),
+        )
+    if variant.dtype not in DTYPES:
+        raise UnsupportedError(
+            "FA3 multiplies 16-bit inputs only",
+            got=variant.dtype,
+            expected=" or ".join(DTYPES),
+            fix="convert the inputs",
+        )
+    tile = tile_choice(variant)
+    return Fa3FwdConfig(
+        dtype=variant.dtype,
+        head_dim=variant.head_dim,
+        head_dim_v=variant.head_dim_v,
+        is_causal=variant.causal,
+        has_window_left=variant.has_window_left,
+        has_window_right=variant.has_window_right,
+        has_softcap=variant.has_softcap,
+        num_consumers=tile.num_consumers,
+        tile_n=tile.tile_n,
+        has_turns=tile.has_turns,
+        smem_limit_bytes=target.smem_per_block_bytes,
+    )
