@@ -23,6 +23,14 @@ enum {
 };
 
 typedef struct {
+  void *map;
+  uint64_t address;
+  const uint64_t *extents, *strides; /* elements, and bytes of all dimensions but the first */
+  const uint32_t *box, *element_strides;
+  int data_type, rank, swizzle, fill; /* as the driver's enumerations */
+} TensorMapRequest;
+
+typedef struct {
   int (*load_library)(const void *image, uint64_t *library);
   int (*unload_library)(uint64_t library);
   int (*get_kernel)(uint64_t library, const char *name, uint64_t *kernel);
@@ -32,6 +40,7 @@ typedef struct {
   int (*launch)(uint64_t kernel, const void *config, void **parameters);
   int (*occupancy)(uint64_t kernel, int block_threads, uint64_t smem_bytes, int *blocks);
   int (*describe_failure)(char *text, int size);
+  int (*encode_tensor_map)(const TensorMapRequest *request);
 } Callbacks;
 
 static Callbacks callbacks;
@@ -100,13 +109,15 @@ int _cudaDeviceSynchronize(void) { return CUDA_SUCCESS; }
 int _cudaStreamSynchronize(void *stream) { return CUDA_SUCCESS; }
 int _cudaGetLastError(void) { return CUDA_SUCCESS; }
 
-/* The DSL's own host code writes tensor maps inline; a program that has the driver encode one is
- * told that this is not served. */
+/* The DSL's own host code writes tensor maps inline; other programs have the driver encode them. */
 int _cuTensorMapEncodeTiled(void *map, int data_type, uint32_t rank, void *address,
                             const uint64_t *extents, const uint64_t *strides, const uint32_t *box,
                             const uint32_t *element_strides, int interleave, int swizzle,
                             int l2_promotion, int fill) {
-  return CUDA_ERROR_NOT_SUPPORTED;
+  if (interleave != 0) return CUDA_ERROR_NOT_SUPPORTED;
+  TensorMapRequest request = {map, (uint64_t)address, extents, strides, box, element_strides,
+                              data_type, (int)rank, swizzle, fill};
+  return CALL(encode_tensor_map, &request);
 }
 
 /* Device memory is host memory. */

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cute_fa import env
-from cute_fa.errors import CompileError, MissingToolError
+from cute_fa.errors import CompileError, InvalidArgumentError, MissingToolError
+from cute_fa.sim.tensor_map_request import TensorMapRequest, encode_request
 from cute_fa.target import Target
 
 SOURCE = Path(__file__).with_name("runtime.c")
@@ -201,6 +202,7 @@ _SIGNATURES: dict[str, Any] = {  # in the order of the C structure
     "launch": ctypes.CFUNCTYPE(_INT, _HANDLE, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)),
     "occupancy": ctypes.CFUNCTYPE(_INT, _HANDLE, _INT, ctypes.c_uint64, _INT_OUT),
     "describe_failure": ctypes.CFUNCTYPE(_INT, ctypes.c_void_p, _INT),
+    "encode_tensor_map": ctypes.CFUNCTYPE(_INT, ctypes.POINTER(TensorMapRequest)),
 }
 
 
@@ -363,6 +365,16 @@ class Runtime:
         message = "" if failure is None else f"{type(failure).__name__}: {failure}"
         encoded = message.encode(errors="replace")[: size - 1] + b"\0"
         ctypes.memmove(text, encoded, len(encoded))
+        return SUCCESS
+
+    def _encode_tensor_map(self, request: Any) -> int:
+        if self._current() is None:
+            return NOT_INITIALIZED
+        try:
+            data = encode_request(request.contents)
+        except InvalidArgumentError:
+            return INVALID_VALUE
+        ctypes.memmove(request.contents.map, data, len(data))
         return SUCCESS
 
     def _launch(self, kernel: int, config: int, parameters: Any) -> int:

@@ -79,7 +79,9 @@ class SharedMemory(Subsystem):
             if int(ranks.max()) >= self.wave.cluster_size:
                 faulty = ranks >= self.wave.cluster_size
                 ranks[faulty] = 0
-            rows = (self._cluster_first[:, c0:c1] + ranks) * self.row_bytes
+            slots = self._cluster_first[:, c0:c1] + ranks
+            self._check_peers(ctx, slots, addresses)
+            rows = slots * self.row_bytes
         low, high = int(offsets.min()), int(offsets.max())
         bits = int(np.bitwise_or.reduce(offsets, axis=None))
         good = low >= SHARED_BASE and high + nbytes <= self.end and not bits & (nbytes - 1)
@@ -87,6 +89,14 @@ class SharedMemory(Subsystem):
             index = offsets.astype(np.int64) + rows
             return (index if nbytes == 1 else index >> (nbytes.bit_length() - 1)), mask, None
         return self._fault(ctx, addresses, offsets, nbytes, mask)
+
+    def _check_peers(self, ctx: BlockContext, slots: np.ndarray, addresses: np.ndarray) -> None:
+        """Report accesses to CTAs of the cluster whose threads have all exited."""
+        gone = ~self.wave.alive.any(axis=(0, 2))
+        if gone.any() and gone[slots].any():
+            text = "shared memory of a CTA of the cluster that has exited"
+            lanes = np.broadcast_to(gone[slots], addresses.shape)
+            report_lanes(ctx, "exited-cta-access", text, lanes, addresses)
 
     def _own_base(self, ctx: BlockContext, dtype: np.dtype) -> np.ndarray:
         """The first shared address of each lane's own CTA, ``(1, c, 1)``."""

@@ -11,6 +11,7 @@ import pytest
 
 from cute_fa.errors import CompileError, MissingToolError
 from cute_fa.sim import runtime as rt
+from cute_fa.sim.tensor_map import TensorMap, decode
 from cute_fa.target import TARGETS, Target, get_target
 
 
@@ -294,3 +295,27 @@ def test_device_memory_is_host_memory(stub: ctypes.CDLL) -> None:
     assert target.raw[:5] == b"abcd\0"
     stub._cudaMemset(target, ord("z"), ctypes.c_size_t(2))
     assert target.raw[:5] == b"zzcd\0"
+
+
+@pytest.mark.parametrize("swizzle", [0, 3, 4])
+def test_tensor_maps_are_encoded_for_programs_that_ask_the_driver(
+    stub: ctypes.CDLL, call: RecordingCall, swizzle: int
+) -> None:
+    """A 2-D bf16 tensor (CUtensorMapDataType 9); swizzles that are not simulated are refused."""
+    out = ctypes.create_string_buffer(128)
+    extents, strides = (ctypes.c_uint64 * 2)(100, 40), (ctypes.c_uint64 * 1)(208)
+    box, steps = (ctypes.c_uint32 * 2)(64, 8), (ctypes.c_uint32 * 2)(1, 2)
+    address = ctypes.c_void_p(0x7F00_0000_1000)
+    shape = extents, strides, box, steps
+    error = stub._cuTensorMapEncodeTiled(out, 9, 2, address, *shape, 0, swizzle, 2, 1)
+    if swizzle == 4:
+        assert error == 1
+        return
+    assert error == 0
+    assert decode(out.raw) == TensorMap(
+        0x7F00_0000_1000, "bf16", 2, (100, 40), (2, 208), (64, 8), (1, 2), 128 * (swizzle > 0), True
+    )
+
+
+def test_interleaved_tensor_maps_are_refused(stub: ctypes.CDLL, call: RecordingCall) -> None:
+    assert stub._cuTensorMapEncodeTiled(*[None] * 8, 1, 0, 0, 0) == 801
