@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from cute_fa.reference import dense, fa1, fa2
+from cute_fa.reference import dense, fa1, fa2, fa3
 
-ALGORITHMS = pytest.mark.parametrize("algorithm", [fa1, fa2], ids=["fa1", "fa2"])
+ALGORITHMS = pytest.mark.parametrize("algorithm", [fa1, fa2, fa3], ids=["fa1", "fa2", "fa3"])
 
 # (Sq, Sk, features). Every mask edge meets tiles of 16 × 24 (they divide none of these lengths):
 # the diagonal above, on and below the corner, bands narrower and wider than a tile, rows that see
