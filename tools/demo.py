@@ -1,7 +1,7 @@
 """Compile every rung for its architecture, run it on real inputs, check it, print one table.
 
 Each row runs on the GPU if there is one that the architecture fits, else in the simulator. Errors
-are against the exact fp64 reference, beside the error that PyTorch makes at the same precision. Bytes
+are against the exact fp64 reference, beside those that PyTorch makes at the same precision. Bytes
 and exponentials are counted by the simulator as it runs the compiled PTX. Exits 1 on a mismatch.
 """
 
