@@ -149,10 +149,13 @@ class AsyncShadow(Subsystem):
         *,
         reading: bool,
     ) -> None:
-        if int(stamps.max(initial=0)) < int(fenced.min()):
-            return
         agents = np.uint32(self.shadow._clocks().agents)
-        for stamp in np.unique(stamps):
+        first = stamps.flat[0]
+        if (stamps == first).all():  # the usual case: one copy filled it all
+            suspects = stamps.reshape(-1)[:1]
+        else:
+            suspects = np.unique(stamps[stamps >= fenced[stamps % agents]])
+        for stamp in suspects:
             number = int(stamp)
             agent = number % int(agents)
             if number == NEVER:

@@ -84,6 +84,16 @@ def _swizzle(d: Descriptor, offset: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=2048)
+def chain_extent(
+    descriptors: tuple[int, ...], rows: int, transposed: bool
+) -> tuple[int, int, bool]:
+    """First chunk of :func:`chain_chunks`, the one behind the last, and whether all are read."""
+    chunks = chain_chunks(descriptors, rows, transposed)
+    first, stop = int(chunks.min()), int(chunks.max()) + 1
+    return first, stop, np.unique(chunks).size == stop - first
+
+
+@lru_cache(maxsize=2048)
 def chain_chunks(descriptors: tuple[int, ...], rows: int, transposed: bool) -> np.ndarray:
     """Chunks of the operands of several wgmmas, side by side along k.
 

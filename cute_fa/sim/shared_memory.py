@@ -92,7 +92,7 @@ class SharedMemory(Subsystem):
 
     def _check_peers(self, ctx: BlockContext, slots: np.ndarray, addresses: np.ndarray) -> None:
         """Report accesses to CTAs of the cluster whose threads have all exited."""
-        gone = ~self.wave.alive.any(axis=(0, 2))
+        gone = np.logical_not(self.wave.alive.any(axis=(0, 2)))
         if gone.any() and gone[slots].any():
             text = "shared memory of a CTA of the cluster that has exited"
             lanes = np.broadcast_to(gone[slots], addresses.shape)

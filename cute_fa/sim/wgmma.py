@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cute_fa.ptx import Instr
+from cute_fa.sim.addresses import SHARED_BASE
 from cute_fa.sim.async_shadow import Area, AsyncShadow, Issuer, report_warp
-from cute_fa.sim.descriptors import chain_chunks
+from cute_fa.sim.descriptors import CHUNK, chain_chunks, chain_extent
 from cute_fa.sim.engines import WARPGROUP, tensor_row
 from cute_fa.sim.fragments import DECODERS
 from cute_fa.sim.isa import Subsystem, Ticket, subsystem
@@ -234,12 +235,12 @@ class TensorCores(Subsystem):
     # --- operands in shared memory ----------------------------------------------------------------
 
     @staticmethod
-    def _chunks(chain: Chain) -> list[np.ndarray]:
-        """Chunk numbers within the CTA of the operands that lie in shared memory: B, then A."""
+    def _operands(chain: Chain) -> list[tuple[tuple[int, ...], int, bool]]:
+        """(descriptors, rows, transposed) of the operands in shared memory: B, then A."""
         form = chain.form
-        out = [chain_chunks(tuple(key[3] for key in chain.keys), form.n, form.transpose_b)]
+        out = [(tuple(key[3] for key in chain.keys), form.n, form.transpose_b)]
         if not form.a_in_registers:
-            out.append(chain_chunks(tuple(key[2] for key in chain.keys), ROWS, form.transpose_a))
+            out.append((tuple(key[2] for key in chain.keys), ROWS, form.transpose_a))
         return out
 
     def _begin_reads(self, ctx: BlockContext, chain: Chain, slot: int, number: int) -> None:
@@ -247,13 +248,17 @@ class TensorCores(Subsystem):
         issuer = Issuer(slot, first, first + WARPGROUP)
         row = tensor_row(self.wave.num_warps, number)
         committing, ctx.instr = ctx.instr, chain.issues[0][0].instr
-        for chunks in self._chunks(chain):
-            if (int(chunks.max()) + 1) * 16 > self.wave.smem_end or int(chunks.min()) < 64:
-                text = f"a matrix descriptor reaches to byte {int(chunks.max() + 1) * 16:#x}"
+        for operand in self._operands(chain):
+            low, stop, dense = chain_extent(*operand)
+            if stop * CHUNK > self.wave.smem_end or low * CHUNK < SHARED_BASE:
+                text = f"a matrix lies in bytes {low * CHUNK:#x} to {stop * CHUNK:#x}"
                 report_warp(ctx, "shared-out-of-bounds", text, slot, first)
                 continue
             if self.areas.active:
-                area = self.areas.chunks(slot, chunks)
+                if dense:
+                    area = self.areas.span(slot, low * CHUNK, (stop - low) * CHUNK)
+                else:
+                    area = self.areas.chunks(slot, chain_chunks(*operand))
                 self.areas.begin_read(ctx, issuer, area, row)
                 chain.areas.append(area)
         ctx.instr = committing
@@ -283,7 +288,7 @@ class TensorCores(Subsystem):
 
     def _product(self, chain: Chain, slot: int, number: int) -> np.ndarray:
         form = chain.form
-        chunks = self._chunks(chain)
+        chunks = [chain_chunks(*operand) for operand in self._operands(chain)]
         right = self._operand(chunks[0], slot, form.b, form.transpose_b)
         if form.a_in_registers:
             left = self._fragment(chain, slot, number)
