@@ -115,22 +115,26 @@ class Mbarriers(Subsystem):
         return lines
 
     def on_wave_end(self, wave: Wave) -> None:
-        """Bytes announced and never copied, or the reverse, that nobody was left to wait for."""
+        """Bytes announced and never copied, or copied, and nobody was left to wait for them."""
         for bar in self.bars.values():
             if bar.transactions:
-                self._report_at_end(bar)
+                text = f"the kernel ended with an mbarrier at {bar.offset:#x}: {bar.describe()}"
+                self._report_at_end("mbarrier-transactions", text, bar, bar.instr)
+            copies = bar.landing or bar.landed
+            if copies:
+                text = "bytes were copied to shared memory and nobody has waited for their mbarrier"
+                self._report_at_end("copy-never-awaited", text, bar, copies[0][1])
 
-    def _report_at_end(self, bar: Mbarrier) -> None:
+    def _report_at_end(self, rule: str, text: str, bar: Mbarrier, instr: Instr) -> None:
         from cute_fa.sim import hazards
 
-        text = f"the kernel ended with an mbarrier at {bar.offset:#x}: {bar.describe()}"
         found = hazards.Hazard(
-            rule="mbarrier-transactions",
+            rule=rule,
             message=text,
             kernel=self.wave.kernel.name,
-            ptx_line=bar.instr.line,
-            ptx_text=bar.instr.text,
-            source=hazards.source_of(self.wave.module, bar.instr),
+            ptx_line=instr.line,
+            ptx_text=instr.text,
+            source=hazards.source_of(self.wave.module, instr),
             cta=tuple(int(x) for x in self.wave.cta_ids[bar.slot]),
             address=bar.offset,
         )

@@ -170,10 +170,20 @@ def test_registers_move_between_warpgroups(completion: str) -> None:
         (160, 24, "register-budget"),  # below what the warps have
         (240, 176, "register-budget"),  # above what the warps have
         (236, 24, "register-budget"),  # not a multiple of 8
+        (168, 24, "register-balance"),
     ],
 )
 def test_register_budgets(inc: int, dec: int, rule: str) -> None:
-    got = program(REGISTERS.format(inc=inc, dec=dec), threads=384, cluster=1, ctas=1)
+    body = REGISTERS.format(inc=inc, dec=dec)
+    if rule == "register-balance":
+        body = body.replace("setmaxnreg.inc.sync.aligned.u32 168;", "")
+    got = program(body, threads=384, cluster=1, ctas=1)
     assert got.rules[0] == rule
     if rule == "deadlock":
         assert "waits for 288 registers per lane" in str(got.launch.hazards[0])
+
+
+def test_warps_of_a_warpgroup_have_to_agree_on_their_registers() -> None:
+    body = "setp.eq.u32 %p1, %warp, 3;\n@%p1 bra END;\nsetmaxnreg.inc.sync.aligned.u32 248;\nEND:\n"
+    got = program(body.replace("inc", "dec").replace("248", "64"), threads=128, cluster=1, ctas=1)
+    assert got.rules == ["register-balance", "register-budget"]

@@ -346,6 +346,13 @@ def test_bugs_are_reported(bug: str, completion: str) -> None:
     assert program(body, SMALL, threads=threads, completion=completion).rules[0] == rule
 
 
+@pytest.mark.parametrize(
+    ("completion", "rule"), [("eager", "copy-never-awaited"), ("late", "exited-cta-access")]
+)
+def test_copies_that_nobody_waits_for(completion: str, rule: str) -> None:
+    assert program(LOADED, SMALL, completion=completion).rules == [rule]
+
+
 def test_the_fence_may_stand_behind_the_barrier() -> None:
     body = FILL + "bar.sync 0;" + FENCE + OTHERS + WAIT_READ
     assert program(body, SMALL, threads=64).rules == []

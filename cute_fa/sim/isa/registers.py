@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cute_fa import ptx
+from cute_fa.sim import hazards
 from cute_fa.sim.async_shadow import report_warp
 from cute_fa.sim.engines import WARPGROUP
 from cute_fa.sim.isa import Decoded, Mask, Subsystem, Ticket, WaitReason, blocking, subsystem
@@ -46,6 +47,8 @@ class RegisterPool(Subsystem):
         self.held = np.full((warps, wave.num_ctas), start)
         self.total = start * warps
         self.waiting: list[list[Ticket]] = [[] for _ in range(wave.num_ctas)]
+        self.released: ptx.Instr | None = None  # by this setmaxnreg.dec
+        self.taken = False
 
     def free(self, slot: int) -> int:
         """Registers per lane that no warp of the CTA holds."""
@@ -54,6 +57,33 @@ class RegisterPool(Subsystem):
     def wake(self, ctx: BlockContext, slot: int) -> None:
         ctx.release(*self.waiting[slot])
         self.waiting[slot] = []
+
+    def on_wave_end(self, wave: Wave) -> None:
+        """Warps of one warpgroup have to agree; what is released should be for somebody."""
+        if self.released is not None and not self.taken:
+            text = "setmaxnreg.dec releases registers and no warp executes setmaxnreg.inc"
+            self._report_at_end("register-balance", text, 0, 0)
+        for first in range(0, wave.num_warps, WARPGROUP):
+            held = self.held[first : first + WARPGROUP]
+            uneven = np.flatnonzero((held != held[0]).any(axis=0))
+            if uneven.size:
+                counts = held[:, uneven[0]].tolist()
+                text = f"the warps of a warpgroup end with {counts} registers per thread"
+                self._report_at_end("register-budget", text, int(uneven[0]), first)
+
+    def _report_at_end(self, rule: str, text: str, slot: int, warp: int) -> None:
+        wave, instr = self.wave, self.released
+        found = hazards.Hazard(
+            rule=rule,
+            message=text,
+            severity=hazards.RULES[rule].severity,
+            kernel=wave.kernel.name,
+            ptx_line=None if instr is None else instr.line,
+            ptx_text=None if instr is None else instr.text,
+            cta=tuple(int(x) for x in wave.cta_ids[slot]),
+            warp=warp,
+        )
+        hazards.record(wave, found)
 
     def describe(self) -> list[str]:
         return [
@@ -113,6 +143,10 @@ class SetMaxNReg(Decoded):
                     report_warp(ctx, "register-budget", text, slot, warp)
             needed = sum(count - int(pool.held[warp, slot]) for warp in members)
             if needed <= pool.free(slot):
+                if self.grows:
+                    pool.taken = True
+                else:
+                    pool.released = self.instr
                 pool.held[members, slot] = count
                 if needed < 0:
                     pool.wake(ctx, slot)
