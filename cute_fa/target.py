@@ -51,12 +51,17 @@ class Target:
         return "{}.{}".format(*self.compute_capability)
 
     @property
+    def is_architecture_specific(self) -> bool:
+        """Whether the code may use what only this architecture has (an ``a`` target)."""
+        return self.arch.endswith("a")
+
+    @property
     def has_wgmma(self) -> bool:
-        return self.major == 9
+        return self.major == 9 and self.is_architecture_specific
 
     @property
     def has_tcgen05(self) -> bool:
-        return self.major in (10, 11)
+        return self.major in (10, 11) and self.is_architecture_specific
 
 
 # arch, capability, KiB per block, KiB per SM, threads per SM, blocks per SM, SMs, part

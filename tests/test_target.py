@@ -69,5 +69,6 @@ def test_a_gpu_that_is_not_in_the_table():
 
 def test_instruction_sets():
     assert get_target("sm_90a").has_wgmma and not get_target("sm_90a").has_tcgen05
+    assert not get_target("sm_90").has_wgmma  # wgmma exists in sm_90a code only
     assert get_target("sm_100a").has_tcgen05 and not get_target("sm_100a").has_wgmma
     assert not get_target("sm_120a").has_tcgen05 and not get_target("sm_80").has_wgmma
