@@ -127,6 +127,11 @@ _RULES = (
         "mbarrier-transactions", ERROR, "bytes announced to an mbarrier and copied differ at exit"
     ),
     Rule("mbarrier-access", ERROR, "an ordinary access to an mbarrier that is in use"),
+    Rule(
+        "mbarrier-init-fence",
+        ERROR,
+        "an mbarrier's init is not fenced for the async proxy and the cluster before they use it",
+    ),
     Rule("mbarrier-unordered", ERROR, "an mbarrier is used by what its init is not ordered before"),
     Rule("cluster-barrier", ERROR, "barrier.cluster.arrive and .wait that do not alternate"),
     Rule("register-balance", WARNING, "registers are released by setmaxnreg and nobody takes them"),

@@ -23,6 +23,7 @@ from cute_fa.sim.addresses import RANK_SHIFT, SHARED_BASE, SHARED_OFFSET_MASK, s
 from cute_fa.sim.async_shadow import Area, AsyncShadow, report_warp
 from cute_fa.sim.engines import landing_row
 from cute_fa.sim.isa import Subsystem, Ticket, subsystem
+from cute_fa.sim.lanes import Rect
 from cute_fa.sim.race import LIVE_BARRIER
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ class Mbarrier:
         released: the same for completed phases.
         landing: areas filled in the current phase; landed: in completed ones, not waited for yet.
         waiting: tickets of those who wait for the current phase.
-        init_stamp, init_warp: when and by whom it was initialised (None without checks).
+        init_stamp, init_warp, init_slot: when (None without checks) and by whom it was
+            initialised.
+        fenced: a fence makes its init visible to the async proxy and to other CTAs.
         users: (slot, warp) known to be ordered after init.
     """
 
@@ -60,6 +63,7 @@ class Mbarrier:
     pending: int
     instr: Instr
     init_warp: int
+    init_slot: int
     transactions: int = 0
     phase: int = 0
     word: int = 0
@@ -70,6 +74,7 @@ class Mbarrier:
     landed: list[tuple[Area, Instr]] = field(default_factory=list)
     waiting: list[Ticket] = field(default_factory=list)
     init_stamp: int | None = None
+    fenced: bool = False
     users: set[tuple[int, int]] = field(default_factory=set)
 
     def pack(self) -> int:
@@ -178,9 +183,11 @@ class Mbarriers(Subsystem):
             self._words[index] = bar.word
         if (slot, warp) not in bar.users:
             self._check_order(ctx, bar, address, slot, warp)
-        if bar.slot != slot and not self.wave.alive[:, bar.slot].any():
-            text = "an mbarrier of a CTA that has exited"
-            report_warp(ctx, "exited-cta-access", text, slot, warp, address=address)
+        if bar.slot != slot:
+            self.check_fence(ctx, bar, slot, warp)
+            if not self.wave.alive[:, bar.slot].any():
+                text = "an mbarrier of a CTA that has exited"
+                report_warp(ctx, "exited-cta-access", text, slot, warp, address=address)
         return bar
 
     def _check_order(
@@ -194,6 +201,21 @@ class Mbarriers(Subsystem):
         if bar.init_stamp >= int(clocks.seen[warp, slot, agent]):
             text = "nothing orders the initialisation of the mbarrier before its use here"
             report_warp(ctx, "mbarrier-unordered", text, slot, warp, address=address)
+
+    def fence(self, rect: Rect, active: np.ndarray) -> None:
+        """Warps (bool ``(w, c)`` over ``rect``) make what they have initialised visible."""
+        w0, w1, c0, c1 = rect
+        for bar in self.bars.values():
+            if not bar.fenced and w0 <= bar.init_warp < w1 and c0 <= bar.init_slot < c1:
+                bar.fenced = bool(active[bar.init_warp - w0, bar.init_slot - c0])
+
+    def check_fence(self, ctx: BlockContext, bar: Mbarrier, slot: int, warp: int) -> None:
+        """The async proxy, or another CTA, uses the barrier."""
+        if not bar.fenced:
+            bar.fenced = True
+            text = "no fence.mbarrier_init or fence.proxy.async by the warp that initialised it"
+            address = shared_address(int(self.wave.cta_rank[bar.slot]), bar.offset)
+            report_warp(ctx, "mbarrier-init-fence", text, slot, warp, address=address)
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -209,7 +231,7 @@ class Mbarriers(Subsystem):
             text = f"an expected arrival count of {count}, of 1 to {MOST_COUNT}"
             report_warp(ctx, "mbarrier-count", text, slot, warp, address=address)
             count = min(max(count, 1), MOST_COUNT)
-        bar = Mbarrier(*place, self.counts[place[0]], count, count, ctx.instr, warp)
+        bar = Mbarrier(*place, self.counts[place[0]], count, count, ctx.instr, warp, slot)
         self.counts[place[0]] += 1
         self.bars[place] = bar
         areas = self.areas

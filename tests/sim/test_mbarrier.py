@@ -26,6 +26,7 @@ def init(count: int, at: str = "") -> str:
     setp.eq.u32 %p0, %tid, 0;
     mov.u32 %r9, {count};
     @%p0 mbarrier.init.shared.b64 [%smem{at}], %r9;
+    fence.mbarrier_init.release.cluster;
     bar.sync 0;
     """
 

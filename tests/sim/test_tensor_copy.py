@@ -334,6 +334,10 @@ BUGS = {
         .replace("expect_tx.shared.b64 _,", "expect_tx.relaxed.cta.shared.b64"),
     ),
     "over an mbarrier": ("mbarrier-access", init(1, "+512") + LOADED),
+    "init not fenced": (
+        "mbarrier-init-fence",
+        LOADED.replace("fence.mbarrier_init.release.cluster;", ""),
+    ),
     "not a map": ("tensor-map", LOADED.replace("[%in0, ", "[%in0+256, ")),
 }
 

@@ -152,6 +152,7 @@ class BulkInstruction(Decoded):
                 text = f"the mask {ranks:#x} names CTAs outside a cluster of {wave.cluster_size}"
                 report_warp(ctx, "shared-bad-rank", text, slot, warp, address=place)
             elif bar is not None:
+                table.check_fence(ctx, bar, slot, warp)
                 first = slot - int(wave.cta_rank[slot])
                 out.append((first + (place >> RANK_SHIFT), place & SHARED_OFFSET_MASK, bar))
         return out

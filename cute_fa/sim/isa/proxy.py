@@ -15,6 +15,7 @@ from cute_fa import ptx
 from cute_fa.sim.async_shadow import AsyncShadow
 from cute_fa.sim.isa import Decoded, Mask, Subsystem, effect, subsystem
 from cute_fa.sim.isa.barrier import Fence
+from cute_fa.sim.mbarriers import Mbarriers
 
 if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext, Wave
@@ -63,6 +64,9 @@ class MemoryFence(Fence):
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
         super().run(ctx, mask, *sources)
+        if self.instr.parts[1] == "mbarrier_init":
+            active = ctx.lanes.dense_mask() if mask is None else mask
+            ctx.subsystem(Mbarriers.name).fence(ctx.rect, active.any(axis=-1))
         ctx.subsystem(ReleaseFences.name).note(ctx, mask)
 
 
@@ -84,9 +88,11 @@ class ProxyFence(Decoded):
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
         clocks = ctx.subsystem(AsyncShadow.name).clocks
+        active = ctx.lanes.dense_mask() if mask is None else mask
+        if self.shared:
+            ctx.subsystem(Mbarriers.name).fence(ctx.rect, active.any(axis=-1))
         if clocks is None or not self.shared or clocks.columns == clocks.agents:
             return
-        active = ctx.lanes.dense_mask() if mask is None else mask
         clocks.fence(ctx.rect, active.any(axis=-1))
 
 
