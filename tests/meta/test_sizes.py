@@ -47,4 +47,5 @@ def test_sizes(path: Path) -> None:
 
 
 def is_public_api(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    return node.name in ("flash_attn_func", "flash_attn_varlen_func", "compile")
+    # The references take the public function's keywords beside their own tile sizes.
+    return node.name in ("flash_attn_func", "flash_attn_varlen_func", "compile", "forward")
