@@ -23,11 +23,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import cute_fa
 from cute_fa import sim
 from cute_fa.problem import AttentionProblem
+from cute_fa.ptx import parse
+from cute_fa.sim.execute import execute
 from cute_fa.testing.inputs import normal_inputs
 
 BASE = AttentionProblem(1, 512, 512, 1, 1, 128, 128, "bfloat16", causal=True)
@@ -71,6 +74,62 @@ def bench_launches(repeat: int) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+HOT_LOOPS, HOT_INSTRUCTIONS, HOT_CTAS = 200, 200, 16
+
+
+def hot_block() -> str:
+    """PTX of a kernel: one loop around a straight line of f32 multiplies, adds and maxima."""
+    line = (
+        "mul.f32 %f{d}, %f{a}, %f{b};",
+        "add.f32 %f{d}, %f{a}, %f{b};",
+        "max.f32 %f{d}, %f{a}, %f{b};",
+    )
+    body = "\n".join(
+        line[i % 3].format(d=i % 8, a=(i + 3) % 8, b=(i + 5) % 8) for i in range(HOT_INSTRUCTIONS)
+    )
+    start = "\n".join(f"mov.f32 %f{i}, 0f3F800000;" for i in range(8))
+    return f"""
+.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry hot(.param .u64 out) {{
+.reg .pred %p<2>; .reg .b32 %r<4>; .reg .f32 %f<8>; .reg .b64 %rd<2>;
+{start}
+mov.b32 %r1, 0;
+LOOP:
+{body}
+add.s32 %r1, %r1, 1;
+setp.lt.s32 %p1, %r1, {HOT_LOOPS};
+@%p1 bra LOOP;
+ld.param.b64 %rd1, [out];
+st.global.b32 [%rd1], %f1;
+ret;
+}}
+"""
+
+
+def bench_hot_block(repeat: int) -> dict[str, Any]:
+    """Straight-line code, with several CTAs of 128 threads resident."""
+    module = parse(hot_block())
+    out = np.zeros(4, np.uint8)
+    memory = sim.GlobalMemory()
+    region = memory.register(out, name="out")
+    config = sim.LaunchConfig(
+        "hot", (HOT_CTAS, 1, 1), (128, 1, 1), params=region.base.to_bytes(8, "little")
+    )
+    launches = [
+        execute(module, config, memory, sim.SimOptions(checks=False)) for _ in range(repeat + 1)
+    ]
+    seconds = statistics.median(launch.seconds for launch in launches[1:])
+    instructions = launches[-1].counters.warp_instructions
+    return {
+        "what": f"{HOT_INSTRUCTIONS} f32 instructions in a loop, {HOT_CTAS} CTAs of 128 threads",
+        "median_s": seconds,
+        "warp_instructions": instructions,
+        "warp_instructions_per_s": instructions / seconds,
+    }
 
 
 def bench_scaling(repeat: int) -> list[dict[str, Any]]:
@@ -193,6 +252,7 @@ def main() -> int:
     results = {
         "environment": environment(),
         "launches": bench_launches(options.repeat),
+        "hot_block": bench_hot_block(options.repeat),
         "scaling": bench_scaling(max(1, options.repeat // 2)),
         "large": bench_large(max(1, options.repeat // 2)),
         "host": bench_host(max(1, options.repeat // 2)),
