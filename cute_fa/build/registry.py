@@ -109,6 +109,17 @@ KERNELS: tuple[KernelEntry, ...] = (
         summary="Q outer, K/V inner; O and the softmax state live in registers",
         features=_DENSE_FEATURES,
     ),
+    KernelEntry(
+        generation="fa3",
+        direction="fwd",
+        archs=("sm_90a",),
+        kernel="cute_fa.fa3.fwd:Fa3Fwd",
+        arguments="cute_fa.fa3.fwd:fake_arguments",
+        pick="cute_fa.fa3.config:pick_fwd",
+        sources=("cute_fa.fa3", "cute_fa.blocks"),
+        summary="TMA and wgmma by specialised warps; softmax beside the products",
+        features=_DENSE_FEATURES,
+    ),
 )
 
 

@@ -24,10 +24,10 @@ MBARRIER_BYTES = 8
 SMEM_ALIGN_BYTES = 1024
 """Where a 128-byte swizzle pattern repeats; every tile starts on it."""
 
-# Registers per thread after setmaxnreg, (producer, consumer), by the number of consumer warpgroups.
-# The register file holds 65536 / 128 = 512 per thread index of a warpgroup:
-# 24 + 2·240 = 504, 32 + 3·160 = 512, and with one consumer the launch's own 240 are the limit.
-REGISTERS = {1: (24, 240), 2: (24, 240), 3: (32, 160)}
+# Registers per thread after setmaxnreg, (producer, consumer), by the number of consumers. They come
+# out of what the CTA was launched with, 65536 by its threads, rounded down to a multiple of 8:
+# 24 + 2·240 = 3·168 for 384 threads, 32 + 3·160 = 4·128 for 512.
+REGISTERS = {2: (24, 240), 3: (32, 160)}
 REGISTERS_PER_SM = 65536
 
 
@@ -115,12 +115,6 @@ class Fa3FwdConfig:
             "stages",
             self.stages,
             "at least 2: a block's V is awaited while the product with the V before it runs",
-        )
-        require(
-            not self.has_turns or self.num_consumers > 1,
-            "turns of one warpgroup",
-            f"has_turns with num_consumers {self.num_consumers}",
-            "at least 2 consumers, or no turns",
         )
         require(
             self.fragment_registers <= self.consumer_registers,
@@ -234,35 +228,38 @@ class Fa3FwdConfig:
 
 @dataclass(frozen=True)
 class TileChoice:
-    """One row of the tile table: the plan for D and Dv up to ``max_dim`` and ``max_dim_v``."""
+    """One row of the tile table: the plan for D and Dv up to ``max_dim`` and ``max_dim_v``.
+
+    ``tile_n`` serves problems without a mask; the columns that a mask cuts off a tile are computed
+    for nothing, so causal and windowed ones take ``tile_n_masked``.
+    """
 
     max_dim: int
     max_dim_v: int
     num_consumers: int
     tile_n: int
-    has_turns: bool = True
+    tile_n_masked: int
 
 
 # Two consumers of 240 registers hold S, P and O up to Dv = 256; up to 64 columns of O, three of 160
 # do, and share each K/V block among more rows. tile_n is as wide as registers (first two rows) or
-# two stages of K and V beside Q (the others) allow.
+# two stages of K and V beside Q (the others) allow; masked tiles are no wider than tall.
 _TILES = (
-    TileChoice(64, 64, 3, 128),
-    TileChoice(96, 96, 2, 160),
-    TileChoice(128, 128, 2, 128),
-    TileChoice(192, 128, 2, 128),
-    TileChoice(192, 192, 2, 96),
-    TileChoice(256, 256, 2, 80),
+    TileChoice(64, 64, 3, 128, 128),
+    TileChoice(96, 96, 2, 160, 128),
+    TileChoice(128, 128, 2, 176, 128),
+    TileChoice(192, 128, 2, 128, 128),
+    TileChoice(192, 192, 2, 112, 112),
+    TileChoice(256, 256, 2, 80, 80),
 )
 
-
 # The tanh of a softcap keeps more values alive than 160 registers have room for.
-_SOFTCAP_TILE = TileChoice(64, 64, 2, 128)
+_SOFTCAP_TILES = (TileChoice(64, 64, 2, 128, 128), *_TILES)
 
 
 def tile_choice(variant: KernelVariant) -> TileChoice:
     """The row of the tile table for the two head dims."""
-    for choice in (_SOFTCAP_TILE, *_TILES) if variant.has_softcap else _TILES:
+    for choice in _SOFTCAP_TILES if variant.has_softcap else _TILES:
         if variant.head_dim <= choice.max_dim and variant.head_dim_v <= choice.max_dim_v:
             return choice
     raise UnsupportedError(
@@ -294,6 +291,7 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
             fix="convert the inputs",
         )
     tile = tile_choice(variant)
+    is_masked = variant.causal or variant.has_window_left or variant.has_window_right
     return Fa3FwdConfig(
         dtype=variant.dtype,
         head_dim=variant.head_dim,
@@ -303,7 +301,6 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
         has_window_right=variant.has_window_right,
         has_softcap=variant.has_softcap,
         num_consumers=tile.num_consumers,
-        tile_n=tile.tile_n,
-        has_turns=tile.has_turns,
+        tile_n=tile.tile_n_masked if is_masked else tile.tile_n,
         smem_limit_bytes=target.smem_per_block_bytes,
     )

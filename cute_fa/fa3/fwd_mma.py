@@ -217,8 +217,17 @@ def _softmax(
 
 def _keep_p(strip: Strip, acc_S: cute.Tensor) -> None:
     """P to 16 bits, in the registers that the next O += PV reads."""
-    p = as_operand_a(as_mma_blocks(acc_S))  # ((2, 2, 2), 1, N / 16)
-    strip.rP.store(p.load().to(strip.rP.element_type))
+    _round(as_operand_a(as_mma_blocks(acc_S)), strip.rP)
+
+
+def _round(src: cute.Tensor, dst: cute.Tensor) -> None:
+    """fp32 to 16 bits, both as A fragments ((2, 2, 2), 1, k-steps).
+
+    DSL(4.8.1): one k-step at a time. The conversion of a whole tile whose size is no power of two
+    leaves single 16-bit values, which are packed only where they are read: after wgmma.fence.
+    """
+    for k in range(cute.size(src, mode=[2])):
+        dst[None, None, k].store(src[None, None, k].load().to(dst.element_type))
 
 
 @cute.jit
@@ -309,7 +318,7 @@ def _store_o(strip: Strip, tma_o: TmaTensor):
     cta = strip.cta
     cfg = cta.config
     rO = cute.make_rmem_tensor_like(strip.acc_O, DTYPES[cfg.dtype])
-    rO.store(strip.acc_O.load().to(DTYPES[cfg.dtype]))
+    _round(as_operand_a(as_mma_blocks(strip.acc_O)), as_operand_a(as_mma_blocks(rO)))
     store_matrix = cute.make_copy_atom(
         warp_ops.StMatrix8x8x16bOp(transpose=False, num_matrices=4), rO.element_type
     )

@@ -40,6 +40,15 @@ def test_both_rungs_serve_every_arch(generation: str, arch: str, head_dim: int) 
     assert support.generation == generation and support.alternatives == ()
 
 
+@pytest.mark.parametrize("head_dim", [8, 64, 128, 256])
+def test_fa3_serves_hopper_only(head_dim: int) -> None:
+    wanted = problem(head_dim=head_dim, head_dim_v=head_dim)
+    assert can_run(wanted, "sm_90a").generation == "fa3"
+    support = can_run(wanted, "sm_80", "fa3")
+    assert not support and support.alternatives == ("fa1", "fa2")
+    assert not can_run(wanted, "sm_90", "fa3")
+
+
 def test_auto_is_the_newest_generation_and_never_fa1() -> None:
     assert choose_generation(problem(), "sm_80") == "fa2"
     assert can_run(problem(), "sm_100a").generation == "fa2"
@@ -60,7 +69,8 @@ def test_auto_prefers_a_newer_rung_where_it_exists_and_serves(
         features=(),
     )
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "kernels"))
-    monkeypatch.setattr(registry, "KERNELS", (*KERNELS, newer))
+    older = tuple(entry for entry in KERNELS if entry.generation in ("fa1", "fa2"))
+    monkeypatch.setattr(registry, "KERNELS", (*older, newer))
     wide = problem(head_dim=128, head_dim_v=128)
     assert choose_generation(wide, "sm_90a") == "fa3"
     assert choose_generation(wide, "sm_80") == "fa2"
@@ -79,7 +89,7 @@ def test_a_dtype_that_no_kernel_serves_is_explained() -> None:
 
 
 def test_a_generation_that_is_not_built_names_those_that_are() -> None:
-    support = can_run(problem(), "sm_90a", "fa3")
+    support = can_run(problem(), "sm_100a", "fa4")
     assert not support.ok and support.alternatives == ("fa1", "fa2")
     with pytest.raises(UnsupportedError, match="no fa2 bwd kernel"):
         find("fa2", "bwd")

@@ -286,8 +286,8 @@ def test_empty_problems_have_no_work_but_are_checked():
         assert not check(*tensors(**sizes)).has_work
     with pytest.raises(CuteFAError, match="head_dim"):
         check(*tensors(seqlen_q=0, dim=12))
-    with pytest.raises(CuteFAError, match="fa3"):
-        check(*tensors(batch=0), generation="fa3")
+    with pytest.raises(CuteFAError, match="fa4"):
+        check(*tensors(batch=0), generation="fa4")
 
 
 def test_the_entered_device_decides_and_arch_must_agree():

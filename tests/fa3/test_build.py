@@ -1,0 +1,89 @@
+"""What the compiler makes of FA3: no spills, the intended wgmma and TMA, and the overlap."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from cute_fa.asm.tools import find_tool
+from cute_fa.build import compile
+from cute_fa.errors import MissingToolError
+
+MASKS = {
+    "full": {},
+    "causal": {"causal": True},
+    "window-softcap": {"window_size": (64, 64), "softcap": 15.0},
+}
+# Each row of the tile table once with few and once with many values alive beside the accumulators.
+GRID = [
+    *((dim, dim, "full") for dim in (64, 128)),
+    *((dim, dim, "causal") for dim in (96, 256)),
+    *((dim, dim, "window-softcap") for dim in (64, 128, 192, 256)),
+]
+
+
+def _compile(head_dim: int, head_dim_v: int, mask: str):
+    dtype = "bfloat16" if head_dim % 64 else "float16"
+    return compile(
+        "fa3", arch="sm_90a", dtype=dtype, head_dim=head_dim, head_dim_v=head_dim_v, **MASKS[mask]
+    )
+
+
+@pytest.mark.parametrize(("head_dim", "head_dim_v", "mask"), GRID)
+def test_spills_nothing(head_dim, head_dim_v, mask):
+    compiled = _compile(head_dim, head_dim_v, mask)
+    config, resources = compiled.config, compiled.resources
+    assert resources.stack_bytes == resources.spill_store_bytes == 0
+    roles = tuple(resources.role_registers.values())
+    assert roles == (config.producer_registers, config.consumer_registers)
+
+
+@pytest.mark.parametrize(("head_dim", "mask", "bodies"), [(64, "full", 1), (128, "causal", 2)])
+def test_ptx_is_what_the_tiles_imply(head_dim, mask, bodies):
+    """Products of the first block, of each loop body, and of the last block; loads by panels."""
+    compiled = _compile(head_dim, head_dim, mask)
+    config, ptx = compiled.config, compiled.ptx
+    dtype = "f16" if config.dtype == "float16" else "bf16"
+    products = re.findall(r"wgmma\.mma_async\.sync\.aligned\.(m64n\d+k16)\.f32\.(\S+) ", ptx)
+    shape_qk, shape_pv = f"m64n{config.tile_n}k16", f"m64n{config.padded_dv}k16"
+    steps = (1 + bodies) * (config.padded_d // 16), (1 + bodies) * (config.tile_n // 16)
+    assert len(products) == sum(steps)
+    assert {kind for _, kind in products} == {f"{dtype}.{dtype}"}
+    if shape_qk != shape_pv:
+        shapes = [shape for shape, _ in products]
+        assert (shapes.count(shape_qk), shapes.count(shape_pv)) == steps
+    panels = config.padded_d // 64
+    # Q's strips; K first and in the loop; V in the loop and last.
+    assert ptx.count("cp.async.bulk.tensor.4d.shared::cta.global") == panels * (
+        config.num_consumers + 4
+    )
+    assert ptx.count("cp.async.bulk.tensor.4d.global.shared::cta") == panels
+    assert "ld.global" not in ptx and "cp.async.cg" not in ptx
+    assert ptx.count("setmaxnreg.dec") == ptx.count("setmaxnreg.inc") == 1
+
+
+def _events(sass: str) -> list[str]:
+    """wgmma waits and exponentials of a kernel, in order."""
+    names = {"gsb0, 0x1": "wait 1", "gsb0, 0x0": "wait 0", "MUFU.EX2": "ex2"}
+    found = re.findall(r"WARPGROUP\.DEPBAR\.LE (gsb0, 0x[01])|(MUFU\.EX2)|(HGMMA)", sass)
+    return [names.get("".join(match), "gemm") for match in found]
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "mask", "bodies"), [(128, "full", 1), (64, "causal", 2), (256, "causal", 2)]
+)
+def test_softmax_runs_while_pv_is_in_flight(head_dim, mask, bodies):
+    """In every loop body all exponentials stand between the two waits, in the machine code."""
+    try:
+        find_tool("nvdisasm")
+    except MissingToolError as error:
+        pytest.skip(str(error))
+    compiled = _compile(head_dim, head_dim, mask)
+    events = _events(compiled.sass)
+    starts = [i for i, event in enumerate(events) if event == "wait 1"]
+    assert len(starts) == bodies
+    for start in starts:
+        stop = events.index("wait 0", start)
+        assert events[start + 1 : stop] == ["ex2"] * (compiled.config.tile_n // 2 + 2)
+    assert events.count("ex2") == (1 + bodies) * (compiled.config.tile_n // 2 + 2)
