@@ -135,6 +135,13 @@ def make_request(generation: str, direction: str, **arguments: Any) -> Request:
     """Check the arguments of ``compile`` (all but ``use_cache``) and settle the kernel."""
     target = get_target(arguments.pop("arch"))
     line_info = arguments.pop("line_info", False)
+    for name, value in (("causal", arguments.get("causal", False)), ("line_info", line_info)):
+        if not isinstance(value, bool):
+            raise InvalidTypeError(
+                f"{name} is not a bool",
+                got=f"{value!r} ({type(value).__name__})",
+                expected="True or False",
+            )
     problem = _problem(arguments)
     if generation == "auto":
         generation = choose_generation(problem, target, direction=direction)

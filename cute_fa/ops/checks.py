@@ -150,6 +150,12 @@ def _check_kind(name: str, x: Any) -> None:
             expected="torch.strided, not quantized",
             fix=f"{name}.dequantize()" if x.is_quantized else f"{name}.to_dense() or a padded copy",
         )
+    if x.is_neg():
+        raise InvalidArgumentError(
+            f"{name} is a lazily negated view, whose memory holds the opposite signs",
+            expected="values as they are in memory",
+            fix=f"{name}.resolve_neg()",
+        )
     if x.dtype not in DTYPES:
         raise InvalidTypeError(
             f"{name} has a dtype that no kernel takes",

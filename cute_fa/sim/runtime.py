@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cute_fa import env
-from cute_fa.errors import CompileError, InvalidArgumentError, MissingToolError
+from cute_fa.errors import CacheError, CompileError, InvalidArgumentError, MissingToolError
 from cute_fa.sim.tensor_map_request import TensorMapRequest, encode_request
 from cute_fa.target import Target
 
@@ -107,9 +107,18 @@ def _build_stub(cache_dir: str) -> Path:
     identity = hashlib.sha256(source + b"\0" + compiler.encode()).hexdigest()[:20]
     directory = Path(cache_dir) / "sim" / identity
     library = directory / "libcute_fa_sim_runtime.so"
-    if library.exists():
+    checksum = library.with_suffix(".sha256")
+    if _is_whole(library, checksum):
         return library
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(
+            "the simulator's runtime library cannot be kept",
+            got=f"{directory}: {error.strerror}",
+            expected="a directory that this user may write",
+            fix="set CUTE_FA_CACHE_DIR to one",
+        ) from error
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         built = Path(scratch) / library.name
         command = [compiler, "-shared", "-fPIC", "-O1", "-std=gnu11", "-w", "-o"]
@@ -123,8 +132,19 @@ def _build_stub(cache_dir: str) -> Path:
                 expected=f"{compiler} to build {SOURCE}",
                 fix="check that the C compiler and the C library's headers are installed",
             )
+        digest = Path(scratch) / checksum.name
+        digest.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
         os.replace(built, library)
+        os.replace(digest, checksum)
     return library
+
+
+def _is_whole(library: Path, checksum: Path) -> bool:
+    """Whether the library is there as it was built: loading a damaged one kills the process."""
+    try:
+        return checksum.read_text() == hashlib.sha256(library.read_bytes()).hexdigest()
+    except OSError:
+        return False
 
 
 def _find_compiler() -> str:

@@ -305,3 +305,11 @@ def test_a_simulated_device_around_it_changes_nothing(tiny: KernelEntry) -> None
         inside = tiny_compile(use_cache=False)
     assert inside.key == outside.key
     assert inside.ptx == outside.ptx and inside.cubin == outside.cubin
+
+
+@pytest.mark.parametrize("argument", [{"causal": 1}, {"causal": "no"}, {"line_info": "no"}])
+def test_switches_are_bools(argument) -> None:
+    from cute_fa.errors import InvalidTypeError
+
+    with pytest.raises(InvalidTypeError, match="is not a bool"):
+        compile("fa2", arch="sm_80", dtype="float16", head_dim=64, **argument)

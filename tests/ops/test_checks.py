@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cute_fa.errors import CuteFAError, InvalidArgumentError, InvalidTypeError, UnsupportedError
-from cute_fa.ops import checks, launch
+from cute_fa.ops import checks, flash_attn_func, launch
 from cute_fa.ops.checks import Options, check_call
 from cute_fa.target import TARGETS, get_target
 
@@ -329,3 +329,9 @@ def test_a_gpu_without_kernels_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(InvalidArgumentError, match=r"7\.5"):
         checks.choose_target(on_a_gpu(), Options(), "cuda", None)
+
+
+def test_a_lazily_negated_view_is_refused():
+    q = torch.randn(1, 4, 1, 8, dtype=torch.float16)
+    with pytest.raises(InvalidArgumentError, match="resolve_neg"):
+        flash_attn_func(torch._neg_view(q), q, q)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cute_fa.errors import CompileError, MissingToolError
+from cute_fa.errors import CacheError, CompileError, MissingToolError
 from cute_fa.sim import runtime as rt
 from cute_fa.sim.tensor_map import TensorMap, decode
 from cute_fa.target import TARGETS, Target, get_target
@@ -31,8 +31,8 @@ class RecordingCall:
 
 @pytest.fixture
 def stub() -> ctypes.CDLL:
-    rt.runtime()
-    return ctypes.CDLL(str(rt.stub_library()))
+    # The one this process loaded: a test before may have had another cache directory.
+    return ctypes.CDLL(str(rt.runtime().path))
 
 
 @pytest.fixture
@@ -92,11 +92,30 @@ def test_library_is_built_once_into_a_private_directory(
     first = rt.stub_library()
     assert first.parent.parent == tmp_path / "cache" / "sim"
     assert first.parent.stat().st_mode & 0o777 == 0o700
-    assert [path.name for path in first.parent.iterdir()] == [first.name]  # nothing left over
+    kept = {first.name, first.with_suffix(".sha256").name}  # nothing left over beside them
+    assert {path.name for path in first.parent.iterdir()} == kept
     built = first.stat().st_mtime_ns
     rt._build_stub.cache_clear()
     assert rt.stub_library() == first
     assert first.stat().st_mtime_ns == built
+
+
+def test_a_damaged_library_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUTE_FA_CACHE_DIR", str(tmp_path))
+    library = rt.stub_library()
+    good = library.read_bytes()
+    library.write_bytes(good[: len(good) // 2])
+    rt._build_stub.cache_clear()
+    assert rt.stub_library().read_bytes() == good
+
+
+def test_an_unusable_cache_directory_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    monkeypatch.setenv("CUTE_FA_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.raises(CacheError, match="set CUTE_FA_CACHE_DIR"):
+        rt.stub_library()
 
 
 def test_no_compiler_is_an_error_that_says_what_to_install(

@@ -8,6 +8,8 @@ that broadcasts through st.async, and an epilogue through stmatrix and TMA store
 from __future__ import annotations
 
 import importlib.util
+import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -29,9 +31,19 @@ COLUMNS = 32768  # wide enough for a cluster of two
 
 
 @pytest.fixture(scope="module")
-def quack(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+def quack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """The package as a process sees it that has only met this device: it keeps compiled kernels and
+    the device's properties in its modules, whatever architecture they were for."""
     torch.manual_seed(0)
-    return import_quack(tmp_path_factory.mktemp("quack"))
+    others = _take_out("quack")
+    yield import_quack(tmp_path_factory.mktemp("quack"))
+    _take_out("quack")
+    sys.modules.update(others)
+
+
+def _take_out(package: str) -> dict[str, ModuleType]:
+    names = [name for name in sys.modules if name.partition(".")[0] == package]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 def run(completion: str, program, *args, **kwargs) -> tuple[torch.Tensor, Device]:  # type: ignore[no-untyped-def]

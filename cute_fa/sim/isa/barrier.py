@@ -222,6 +222,8 @@ class _Barrier(Decoded):
             text = f"barrier {number} is used with and without a reduction at one time"
             report_lanes(ctx, "barrier-kind-mismatch", text, lanes)
         use.reduction = self.operator
+        if self.aligned:
+            self._require_whole_warps(ctx, number, slot, column, lanes)
         threads = int(members.sum()) * WARP if self.aligned else int(np.count_nonzero(lanes))
         use.arrived += threads
         if use.arrived > use.expected:
@@ -243,6 +245,19 @@ class _Barrier(Decoded):
         elif self.verb != "arrive":
             reason = WaitReason("waits at", use.expected, lambda: use.arrived, f"barrier {number}")
             use.waiting.append(ctx.park(lanes, reason, retry=self.verb == "red"))
+
+    def _require_whole_warps(
+        self, ctx: BlockContext, number: int, slot: int, column: int, lanes: np.ndarray
+    ) -> None:
+        """Report warps of which only a part is here: no other lane of theirs can come any more."""
+        w0, w1, _, _ = ctx.rect
+        alive = np.count_nonzero(ctx.wave.alive[w0:w1, slot], axis=-1)
+        here = np.count_nonzero(lanes[:, column], axis=-1)
+        torn = (here > 0) & (here < alive)
+        if torn.any():
+            text = f"{int(here[torn][0])} of a warp's {int(alive[torn][0])} threads"
+            text = f"barrier {number} is executed by {text}; the others are elsewhere"
+            report_lanes(ctx, "divergent-collective", text, lanes & torn[:, None, None])
 
     def _keep_result(self, barriers: NamedBarriers, use: Use, slot: int) -> None:
         """Store the reduction's value for each warp that takes part."""

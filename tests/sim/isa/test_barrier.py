@@ -53,6 +53,20 @@ def test_without_the_barrier_it_is_a_race(policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+def test_a_warp_that_parts_between_two_barriers_is_reported(policy):
+    """bar.sync is .aligned: all threads of a warp execute the same one (PTX ISA, bar)."""
+    parted = """
+        setp.lt.u32 %p1, %tid, {limit}; @%p1 bra FIRST; bar.sync 0; bra DONE;
+        FIRST: bar.sync 0;
+        DONE: st.global.b32 [%out], %tid;
+    """
+    torn = run(parted.format(limit=48), threads=64, completion=policy)
+    assert "divergent-collective" in torn.rules
+    whole = run(parted.format(limit=32), threads=64, completion=policy)
+    assert whole.rules == [] and (whole.out[:, 0] == np.arange(64)).all()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_barriers_of_pairs_of_warps_with_ids_in_registers(policy):
     pairs = "shr.u32 %r6, %warp, 1; add.u32 %r6, %r6, 1; bar.sync %r6, 64;"
     clean = run(EXCHANGE.format(mask=32, barrier=pairs), threads=128, completion=policy)
