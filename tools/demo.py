@@ -46,6 +46,7 @@ RUNS: tuple[tuple[str, str, str, AttentionProblem], ...] = (
         "sm_80",
         replace(BASE, causal=True, head_dim=128, head_dim_v=128, heads_q=4, heads_k=1),
     ),
+    ("causal D128", "fa3", "sm_90a", replace(BASE, causal=True, head_dim=128, head_dim_v=128)),
     ("window D128", "fa2", "sm_120a", replace(BASE, head_dim=128, head_dim_v=128, window_left=100)),
 )
 
