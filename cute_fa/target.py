@@ -142,3 +142,17 @@ def target_of_capability(capability: tuple[int, int]) -> Target:
             fix="move the tensors to the CPU to run them in the simulator",
         )
     return max(matches, key=lambda t: len(t.arch))
+
+
+def runs_on(built: str, target: Target) -> bool:
+    """Whether a binary for ``built`` (e.g. "sm_100f") runs on the target.
+
+    As the CUDA compatibility rules say: a plain architecture runs on later minor versions of its
+    major version, ``f`` on its family, ``a`` on nothing else.
+    """
+    if built == target.arch:
+        return True
+    digits = built.removeprefix("sm_").rstrip("af")
+    major, minor = int(digits[:-1]), int(digits[-1])
+    same_major = major == target.major and minor <= target.compute_capability[1]
+    return same_major and not built.endswith("a")

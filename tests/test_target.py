@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError
-from cute_fa.target import KIB, TARGETS, get_target, target_of_capability
+from cute_fa.target import KIB, TARGETS, get_target, runs_on, target_of_capability
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,21 @@ def test_instruction_sets():
     assert not get_target("sm_90").has_wgmma  # wgmma exists in sm_90a code only
     assert get_target("sm_100a").has_tcgen05 and not get_target("sm_100a").has_wgmma
     assert not get_target("sm_120a").has_tcgen05 and not get_target("sm_80").has_wgmma
+
+
+@pytest.mark.parametrize(
+    ("built", "arch", "runs"),
+    [
+        ("sm_80", "sm_80", True),
+        ("sm_80", "sm_86", True),
+        ("sm_86", "sm_80", False),
+        ("sm_80", "sm_90a", False),
+        ("sm_90", "sm_90a", True),
+        ("sm_90a", "sm_90", False),
+        ("sm_100f", "sm_103a", True),
+        ("sm_100a", "sm_103a", False),
+        ("sm_120a", "sm_121a", False),
+    ],
+)
+def test_binary_compatibility(built: str, arch: str, runs: bool) -> None:
+    assert runs_on(built, get_target(arch)) is runs

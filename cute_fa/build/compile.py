@@ -30,6 +30,9 @@ from cute_fa.target import Target, get_target
 _MEMO: dict[tuple[str, str], Compiled] = {}
 
 _DTYPE_ALIASES = {"half": "float16", "fp16": "float16", "bf16": "bfloat16"}
+# Modules beside the kernel's own whose code decides what an artefact holds.
+_DECISIVE = ("cute_fa.build.compile", "cute_fa.build.host")
+
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PTX_VERSION = re.compile(r"^\.version\s+\d+\.\d+", re.MULTILINE)
 _PTX_TARGET = re.compile(r"^\.target\s+(\w+)", re.MULTILINE)
@@ -71,7 +74,7 @@ class Request:
                 "options": self.options,
                 "dsl settings": env.dsl_settings(),
                 "toolchain": toolchain().key_parts(),
-                "sources": keys.source_digest((*self.entry.sources, "cute_fa.build")),
+                "sources": keys.source_digest((*self.entry.sources, *_DECISIVE)),
             }
         )
 

@@ -171,8 +171,16 @@ def c_compiler() -> str | None:
 _COMPILERS = ("cc", "gcc", "clang")
 
 
-def link_shared(objects: list[Path], libraries: list[Path], output: Path) -> None:
+def link_shared(
+    objects: list[Path],
+    libraries: list[Path],
+    output: Path,
+    search_path: str | None = None,
+) -> None:
     """Link position-independent objects to a shared library that needs exactly ``libraries``.
+
+    It finds them where they are now, or with ``search_path`` (a run path, "$ORIGIN" is where the
+    library lies) wherever they are then; such a library holds nothing of this machine.
 
     Raises:
         MissingToolError: no C compiler.
@@ -189,7 +197,10 @@ def link_shared(objects: list[Path], libraries: list[Path], output: Path) -> Non
     # here rather than a crash in a launch (-z defs).
     command = [compiler, "-shared", "-nostdlib", "-Wl,-z,now", "-Wl,-z,defs", "-o", str(output)]
     command += [str(path) for path in (*objects, *libraries)]
-    command += [f"-Wl,-rpath,{path.parent}" for path in libraries]
+    if search_path is None:
+        command += [f"-Wl,-rpath,{path.parent}" for path in libraries]
+    else:
+        command += [f"-Wl,-rpath,{search_path}", "-Wl,--strip-all", "-Wl,--build-id=none"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise CompileError(

@@ -15,7 +15,7 @@ from cute_fa.sim import hosts, tensors
 from cute_fa.sim.memory import GlobalMemory
 from cute_fa.sim.runtime import LaunchRequest, runtime
 from cute_fa.sim.wave import LaunchConfig, SimOptions
-from cute_fa.target import Target, get_target
+from cute_fa.target import Target, get_target, runs_on
 
 if TYPE_CHECKING:
     from cute_fa.sim.execute import Launch
@@ -303,17 +303,3 @@ def _check_runs_on(module: ptx.Module, target: Target) -> None:
             fix=f"compile it for {target.arch} (drop --gpu-arch), "
             f"or simulate sim.Device({module.target!r})",
         )
-
-
-def runs_on(built: str, target: Target) -> bool:
-    """Whether a binary for ``built`` (e.g. "sm_100f") runs on the target.
-
-    As the CUDA compatibility rules say: a plain architecture runs on later minor versions of its
-    major version, ``f`` on its family, ``a`` on nothing else.
-    """
-    if built == target.arch:
-        return True
-    digits = built.removeprefix("sm_").rstrip("af")
-    major, minor = int(digits[:-1]), int(digits[-1])
-    same_major = major == target.major and minor <= target.compute_capability[1]
-    return same_major and not built.endswith("a")

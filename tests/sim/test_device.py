@@ -19,7 +19,7 @@ from cutlass.cute.runtime import from_dlpack, make_ptr
 
 from cute_fa.errors import CompileError, InvalidArgumentError, UnsupportedError
 from cute_fa.sim import hosts
-from cute_fa.sim.device import Device, current_device, runs_on
+from cute_fa.sim.device import Device, current_device
 from cute_fa.target import TARGETS, get_target
 from tests.sim import dsl_programs as programs
 
@@ -234,24 +234,6 @@ def test_code_of_another_architecture_is_refused_with_both_names(quiet: dict[str
     with Device("sm_80", **quiet) as dev, refusal:
         compiled(x, y, 2.0)
     assert torch.isnan(y).all() and not dev.launches
-
-
-@pytest.mark.parametrize(
-    ("built", "arch", "runs"),
-    [
-        ("sm_80", "sm_80", True),
-        ("sm_80", "sm_86", True),
-        ("sm_86", "sm_80", False),
-        ("sm_80", "sm_90a", False),
-        ("sm_90", "sm_90a", True),
-        ("sm_90a", "sm_90", False),
-        ("sm_100f", "sm_103a", True),
-        ("sm_100a", "sm_103a", False),
-        ("sm_120a", "sm_121a", False),
-    ],
-)
-def test_binary_compatibility(built: str, arch: str, runs: bool) -> None:
-    assert runs_on(built, get_target(arch)) is runs
 
 
 # --- What is put back ---
