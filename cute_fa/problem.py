@@ -15,6 +15,9 @@ from numbers import Integral, Real
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
+KERNEL_DTYPES = ("float16", "bfloat16")
+"""What some kernel of this version takes; the costs of the others can still be counted."""
+
 MAX_HEAD_DIM = 256
 HEAD_DIM_MULTIPLE = 8
 
@@ -30,7 +33,9 @@ class KernelVariant:
 
     ``causal`` is a right window of 0 that kernels may treat specially; ``has_window_left`` and
     ``has_window_right`` ask for the run-time bounds of a sliding window (``has_window_right``
-    is never set together with ``causal``).
+    is never set together with ``causal``). ``is_varlen`` kernels take packed sequences
+    (``cute_fa.varlen``), and with ``has_seqused_q``, ``has_seqused_k`` only the first rows of each.
+    ``packed_group`` query heads of a K/V head share a row tile, each query row becoming that many.
     """
 
     dtype: str
@@ -40,6 +45,36 @@ class KernelVariant:
     has_window_left: bool = False
     has_window_right: bool = False
     has_softcap: bool = False
+    is_varlen: bool = False
+    has_seqused_q: bool = False
+    has_seqused_k: bool = False
+    packed_group: int = 1
+
+
+def check_integer(name: str, value: object) -> int:
+    """``value`` as an int.
+
+    Raises:
+        InvalidTypeError: a bool, a float or anything else that is no integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InvalidTypeError(
+            f"{name} is not an integer",
+            got=f"{value!r} ({type(value).__name__})",
+            expected="a Python int",
+        )
+    return int(value)
+
+
+def check_flag(name: str, value: object, fix: str | None = None) -> None:
+    """That a flag is True or False: "no", 0 or a tensor would otherwise pass for one."""
+    if not isinstance(value, bool):
+        raise InvalidTypeError(
+            f"{name} is not a bool",
+            got=f"{value!r} ({type(value).__name__})",
+            expected="True or False",
+            fix=fix,
+        )
 
 
 def check_scalar(name: str, value: object) -> float:
@@ -135,9 +170,10 @@ class AttentionProblem:
     def __post_init__(self) -> None:
         self._check_sizes()
         self._check_head_dims()
+        check_flag("causal", self.causal)
         for name in ("window_left", "window_right"):
             bound = getattr(self, name)
-            if bound is not None and bound < 0:
+            if bound is not None and check_integer(name, bound) < 0:
                 raise InvalidArgumentError(
                     f"{name} is negative", got=bound, expected="≥ 0, or None for unbounded"
                 )
@@ -154,12 +190,12 @@ class AttentionProblem:
 
     def _check_sizes(self) -> None:
         for name in ("batch", "seqlen_q", "seqlen_k"):
-            if getattr(self, name) < 0:
+            if check_integer(name, getattr(self, name)) < 0:
                 raise InvalidArgumentError(
                     f"{name} is negative", got=getattr(self, name), expected="≥ 0"
                 )
         for name in ("heads_q", "heads_k", "head_dim", "head_dim_v"):
-            if getattr(self, name) < 1:
+            if check_integer(name, getattr(self, name)) < 1:
                 raise InvalidArgumentError(
                     f"{name} is not positive", got=getattr(self, name), expected="≥ 1"
                 )
@@ -175,7 +211,7 @@ class AttentionProblem:
             raise InvalidTypeError(
                 "dtype is not an attention dtype",
                 got=self.dtype,
-                expected=", ".join(DTYPE_BYTES),
+                expected=" or ".join(KERNEL_DTYPES),
             )
         for name in ("head_dim", "head_dim_v"):
             value = getattr(self, name)

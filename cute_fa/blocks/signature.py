@@ -3,9 +3,20 @@
 One compile against these serves every batch, sequence length, head count and stride: only the dtype
 and the two head dims are static. TVM-FFI checks the rest (dtype, rank, equal dimensions, unit last
 stride, alignment) on each call.
+
+    dense    mQ (B, Sq, Hq, D)  mK (B, Sk, Hk, D)  mV (B, Sk, Hk, Dv)  mO (B, Sq, Hq, Dv)
+             mLSE (B, Hq, Sq)  *workspace  softmax_scale  softcap  window_left  window_right  stream
+    varlen   mQ (Tq, Hq, D)  mK (Tk, Hk, D)  mV (Tk, Hk, Dv)  mO (Tq, Hq, Dv)
+             mLSE (Hq, Tq)  *workspace  softmax_scale  softcap  window_left  window_right  stream
+             cu_seqlens_q  cu_seqlens_k  seqused_q | None  seqused_k | None  max_seqlen_q
+
+The stream comes from TVM-FFI's environment and is not passed. A kernel's ``__call__`` takes what
+follows it as ``*lengths``, for ``blocks.seqlen.sequences``.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import cutlass
 from cutlass import cute
@@ -16,43 +27,82 @@ from cute_fa.blocks.tiles import CHUNK_BYTES
 DTYPES = {"float16": cutlass.Float16, "bfloat16": cutlass.BFloat16}
 
 
-def fake_forward_arguments(
-    dtype: str,
-    head_dim: int,
-    head_dim_v: int,
-    workspace: tuple[tuple[str, tuple[object, ...]], ...] = (),
-) -> tuple:
-    """Arguments of a forward kernel: tensors, scale, softcap, window left and right, stream.
+class ForwardConfig(Protocol):
+    """What decides the types of a forward kernel's arguments."""
 
-    mQ (B, Sq, Hq, D), mK (B, Sk, Hk, D), mV (B, Sk, Hk, Dv), mO (B, Sq, Hq, Dv) with a unit last
-    stride and other strides in multiples of 16 bytes, 64 bits wide; mLSE (B, Hq, Sq) fp32,
-    contiguous. ``workspace`` lists contiguous fp32 tensors by shape, with "B", "Sq", "Hq", "Dv" as
-    symbols.
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def head_dim_v(self) -> int: ...
+
+    @property
+    def is_varlen(self) -> bool: ...
+
+    @property
+    def has_seqused_q(self) -> bool: ...
+
+    @property
+    def has_seqused_k(self) -> bool: ...
+
+
+def fake_forward_arguments(
+    config: ForwardConfig, workspace: tuple[tuple[str, tuple[object, ...]], ...] = ()
+) -> tuple:
+    """Arguments of a forward kernel, in the module's order.
+
+    mQ, mK, mV and mO have a unit last stride and other strides in multiples of 16 bytes, 64 bits
+    wide; the LSE and the ``workspace`` are fp32 and contiguous. ``workspace`` lists tensors by the
+    dense shape, with "B", "Sq", "Hq", "Dv" as symbols; a varlen kernel's have no "B", and Tq for
+    "Sq". The lengths are int32: cu_seqlens (B + 1,) and seqused (B,) contiguous, max_seqlen_q.
     """
-    element = DTYPES[dtype]
+    element = DTYPES[config.dtype]
     chunk = 8 * CHUNK_BYTES // element.width
     batch, seqlen_q, seqlen_k, heads_q, heads_k = (cute.sym_int() for _ in range(5))
+    outer = () if config.is_varlen else (batch,)
 
     def strided(*shape):
+        shape = (*outer, *shape)
         strides = tuple(cute.sym_int64(divisibility=chunk) for _ in shape[:-1])
         return make_fake_tensor(element, shape, (*strides, 1), assumed_align=CHUNK_BYTES)
 
-    def contiguous(*shape):
+    def contiguous(*shape, dtype=cutlass.Float32):
         order = tuple(reversed(range(len(shape))))
-        return make_fake_compact_tensor(cutlass.Float32, shape, stride_order=order)
+        return make_fake_compact_tensor(dtype, shape, stride_order=order)
 
-    symbols = {"B": batch, "Sq": seqlen_q, "Hq": heads_q, "Dv": head_dim_v}
-    extra = (contiguous(*(symbols[letter] for letter in shape)) for _, shape in workspace)
+    symbols = {"B": batch, "Sq": seqlen_q, "Hq": heads_q, "Dv": config.head_dim_v}
+    extra = (
+        contiguous(*(symbols[x] for x in shape if not (config.is_varlen and x == "B")))
+        for _, shape in workspace
+    )
+    lengths: tuple = ()
+    if config.is_varlen:
+        borders = cute.sym_int()  # B + 1
+        used_q, used_k = (
+            contiguous(batch, dtype=cutlass.Int32) if is_used else None
+            for is_used in (config.has_seqused_q, config.has_seqused_k)
+        )
+        lengths = (
+            contiguous(borders, dtype=cutlass.Int32),
+            contiguous(borders, dtype=cutlass.Int32),
+            used_q,
+            used_k,
+            cutlass.Int32(0),
+        )
     return (
-        strided(batch, seqlen_q, heads_q, head_dim),
-        strided(batch, seqlen_k, heads_k, head_dim),
-        strided(batch, seqlen_k, heads_k, head_dim_v),
-        strided(batch, seqlen_q, heads_q, head_dim_v),
-        contiguous(batch, heads_q, seqlen_q),
+        strided(seqlen_q, heads_q, config.head_dim),
+        strided(seqlen_k, heads_k, config.head_dim),
+        strided(seqlen_k, heads_k, config.head_dim_v),
+        strided(seqlen_q, heads_q, config.head_dim_v),
+        contiguous(*outer, heads_q, seqlen_q),
         *extra,
         cutlass.Float32(1.0),
         cutlass.Float32(0.0),
         cutlass.Int32(0),
         cutlass.Int32(0),
         make_fake_stream(use_tvm_ffi_env_stream=True),
+        *lengths,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from cute_fa.blocks.plan import check_plan, check_served, requirements
 from cute_fa.blocks.tiles import (
     MMA_K,
     MMA_M,
@@ -19,7 +20,7 @@ from cute_fa.blocks.tiles import (
     tile_bytes,
 )
 from cute_fa.errors import InvalidArgumentError, UnsupportedError
-from cute_fa.problem import MAX_HEAD_DIM, KernelVariant
+from cute_fa.problem import KernelVariant
 from cute_fa.target import KIB, Target
 
 DTYPES = ("float16", "bfloat16")
@@ -54,7 +55,8 @@ class Fa1FwdConfig:
         tile_m, tile_n: rows of Q (the paper's Br) and of K/V (Bc) per step.
         tile_dv: columns of O that the warps combine at a time; a multiple of 32.
         num_warps: each takes tile_n / num_warps columns of S and rows of V (sliced K).
-        is_causal, has_window_left, has_window_right, has_softcap: as in KernelVariant.
+        is_causal, has_window_left, has_window_right, has_softcap, is_varlen, has_seqused_q,
+            has_seqused_k: as in KernelVariant.
         smem_limit_bytes: dynamic shared memory that one block of the target may have.
     """
 
@@ -68,28 +70,14 @@ class Fa1FwdConfig:
     has_window_left: bool = False
     has_window_right: bool = False
     has_softcap: bool = False
+    is_varlen: bool = False
+    has_seqused_q: bool = False
+    has_seqused_k: bool = False
     num_warps: int = 4
     smem_limit_bytes: int = 163 * KIB
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise UnsupportedError(
-                "FA1 does not run this dtype", got=self.dtype, expected=" or ".join(DTYPES)
-            )
-        for name in ("head_dim", "head_dim_v"):
-            value = getattr(self, name)
-            if value < 8 or value % 8 or value > MAX_HEAD_DIM:
-                raise UnsupportedError(
-                    f"FA1 does not run this {name}",
-                    got=value,
-                    expected=f"a multiple of 8 from 8 to {MAX_HEAD_DIM}",
-                )
-        if self.is_causal and self.has_window_right:
-            raise InvalidArgumentError(
-                "a causal kernel already bounds the right of the window",
-                got="is_causal and has_window_right",
-                expected="one of them",
-            )
+        check_plan(self, requirements("FA1"), DTYPES)
         self._check_tiles()
         if self.smem_bytes > self.smem_limit_bytes:
             raise InvalidArgumentError(
@@ -231,13 +219,7 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa1FwdConfig:
     Raises:
         UnsupportedError: dtype or head dims that FA1 does not serve.
     """
-    if variant.dtype not in DTYPES:
-        raise UnsupportedError(
-            "FA1 does not run this dtype",
-            got=variant.dtype,
-            expected=" or ".join(DTYPES),
-            fix="convert q, k and v to bfloat16 or float16",
-        )
+    check_served("FA1", variant, dtypes=DTYPES)
     dim = round_up(max(variant.head_dim, variant.head_dim_v), HEAD_DIM_PADDING)
     br, bc = paper_tiles(dim, target.smem_per_block_bytes)
     largest_n = min(max(64, bc // 64 * 64), MAX_TILE_N)

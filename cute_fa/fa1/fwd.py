@@ -22,9 +22,7 @@ SMEM_TILE_ALIGN_BYTES = 1024  # what the widest swizzle pattern repeats after
 def fake_arguments(config: Fa1FwdConfig) -> tuple:
     """Symbolic arguments to compile ``Fa1Fwd(config)`` with (cute.compile, --enable-tvm-ffi)."""
     return fake_forward_arguments(
-        config.dtype,
-        config.head_dim,
-        config.head_dim_v,
+        config,
         workspace=(
             ("o_accum", ("B", "Sq", "Hq", "Dv")),
             ("row_max", ("B", "Hq", "Sq")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cute_fa.blocks.plan import check_plan, check_served, requirements
 from cute_fa.blocks.tiles import (
     MMA_K,
     MMA_M,
@@ -13,7 +14,7 @@ from cute_fa.blocks.tiles import (
     rows_per_copy,
     tile_bytes,
 )
-from cute_fa.errors import InvalidArgumentError, UnsupportedError
+from cute_fa.errors import UnsupportedError
 from cute_fa.problem import MAX_HEAD_DIM, KernelVariant
 from cute_fa.target import KIB, Target
 
@@ -31,6 +32,8 @@ class Fa2FwdConfig:
         is_causal: bottom-right aligned causal mask.
         has_window_left, has_window_right: run-time window bounds.
         has_softcap: scores pass through softcap·tanh(·/softcap).
+        is_varlen, has_seqused_q, has_seqused_k: packed sequences, and whether only the first rows
+            of each count.
         tile_m, tile_n: query rows and key columns of a tile.
         num_threads: a warp per 16·k query rows.
         stages: depth of the K ring and of the V ring.
@@ -44,6 +47,9 @@ class Fa2FwdConfig:
     has_window_left: bool = False
     has_window_right: bool = False
     has_softcap: bool = False
+    is_varlen: bool = False
+    has_seqused_q: bool = False
+    has_seqused_k: bool = False
     tile_m: int = 128
     tile_n: int = 64
     num_threads: int = 128
@@ -51,27 +57,8 @@ class Fa2FwdConfig:
     smem_limit_bytes: int = 99 * KIB
 
     def __post_init__(self) -> None:
-        def require(ok: bool, what: str, got: object, expected: str, fix: str | None = None):
-            if not ok:
-                raise InvalidArgumentError(
-                    f"FA2 config: {what}", got=got, expected=expected, fix=fix
-                )
-
-        require(self.dtype in DTYPES, "dtype", self.dtype, " or ".join(DTYPES))
-        for name in ("head_dim", "head_dim_v"):
-            value = getattr(self, name)
-            require(
-                0 < value <= MAX_HEAD_DIM and value % 8 == 0,
-                name,
-                value,
-                f"a multiple of 8 up to {MAX_HEAD_DIM}",
-            )
-        require(
-            not (self.is_causal and self.has_window_right),
-            "two right bounds",
-            "is_causal and has_window_right",
-            "one of them: causal is a right window of 0",
-        )
+        require = requirements("FA2")
+        check_plan(self, require, DTYPES)
         warps = self.num_threads // WARP_THREADS
         require(
             self.num_threads % WARP_THREADS == 0 and 1 <= warps <= 8,
@@ -244,13 +231,7 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa2FwdConfig:
     Raises:
         UnsupportedError: a dtype other than fp16 and bf16, or no tile for the head dims.
     """
-    if variant.dtype not in DTYPES:
-        raise UnsupportedError(
-            "FA2 multiplies 16-bit inputs only",
-            got=variant.dtype,
-            expected=" or ".join(DTYPES),
-            fix="convert the inputs",
-        )
+    check_served("FA2", variant, dtypes=DTYPES, has_varlen=True)
     tile = tile_choice(variant, target)
     return Fa2FwdConfig(
         dtype=variant.dtype,
@@ -260,6 +241,9 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa2FwdConfig:
         has_window_left=variant.has_window_left,
         has_window_right=variant.has_window_right,
         has_softcap=variant.has_softcap,
+        is_varlen=variant.is_varlen,
+        has_seqused_q=variant.has_seqused_q,
+        has_seqused_k=variant.has_seqused_k,
         tile_m=tile.tile_m,
         tile_n=tile.tile_n,
         num_threads=tile.num_warps * WARP_THREADS,

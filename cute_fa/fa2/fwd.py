@@ -39,7 +39,7 @@ from cute_fa.blocks.gemm import Operand, gemm_reg_smem, gemm_smem_smem, operand_
 from cute_fa.blocks.mask import mask_scores
 from cute_fa.blocks.mma import as_operand_a, row_offset, tiled_mma_rows
 from cute_fa.blocks.scores import ScoreScale, cap_scores, fold_scale_sign, score_scale
-from cute_fa.blocks.seqlen import Band, SeqlenInfo, clamp_window
+from cute_fa.blocks.seqlen import Band, DenseSequences, PackedSequences, Window, sequences
 from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
 from cute_fa.blocks.softmax import OnlineSoftmax
 from cute_fa.blocks.tiles import MMA_M, WARP_THREADS
@@ -50,7 +50,7 @@ SMEM_ALIGN_BYTES = 1024
 
 def fake_arguments(config: Fa2FwdConfig) -> tuple:
     """Symbolic arguments to compile ``Fa2Fwd(config)`` with (cute.compile, --enable-tvm-ffi)."""
-    return fake_forward_arguments(config.dtype, config.head_dim, config.head_dim_v)
+    return fake_forward_arguments(config)
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,17 @@ class RingLoad:
     smem: cute.Tensor
     coords: cute.Tensor
     columns: cutlass.Constexpr
+
+
+@dataclass(frozen=True)
+class HeadTensors:
+    """One query head of one sequence, with the K/V head that it reads."""
+
+    gQ: cute.Tensor  # (Sq, D)
+    gK: cute.Tensor  # (Sk, D)
+    gV: cute.Tensor  # (Sk, Dv)
+    gO: cute.Tensor  # (Sq, Dv)
+    gLSE: cute.Tensor  # (Sq) fp32
 
 
 @dataclass(frozen=True)
@@ -104,32 +115,29 @@ class Fa2Fwd:
     @cute.jit
     def __call__(
         self,
-        mQ: cute.Tensor,  # (B, Sq, Hq, D)
-        mK: cute.Tensor,  # (B, Sk, Hk, D)
-        mV: cute.Tensor,  # (B, Sk, Hk, Dv)
-        mO: cute.Tensor,  # (B, Sq, Hq, Dv)
-        mLSE: cute.Tensor,  # (B, Hq, Sq) fp32
+        mQ: cute.Tensor,  # (B, Sq, Hq, D), or packed (Tq, Hq, D)
+        mK: cute.Tensor,  # (B, Sk, Hk, D) or (Tk, Hk, D)
+        mV: cute.Tensor,  # (B, Sk, Hk, Dv) or (Tk, Hk, Dv)
+        mO: cute.Tensor,  # (B, Sq, Hq, Dv) or (Tq, Hq, Dv)
+        mLSE: cute.Tensor,  # (B, Hq, Sq) or (Hq, Tq) fp32
         softmax_scale: cutlass.Float32,
         softcap: cutlass.Float32,
         window_left: cutlass.Int32,
         window_right: cutlass.Int32,
         stream,
+        *lengths,  # of packed sequences: blocks.signature
     ):
         """Launch on ``stream``; only variants that have them read ``softcap`` and the window."""
         cfg = self.config
-        batch, seqlen_q, heads, _ = mQ.shape
-        seqlen = SeqlenInfo(seqlen_q, mK.shape[1])
-        left = right = None
-        if cutlass.const_expr(cfg.has_window_left):
-            left = clamp_window(window_left, seqlen)
-        if cutlass.const_expr(cfg.is_causal):
-            right = cutlass.Int32(0)
-        if cutlass.const_expr(cfg.has_window_right):
-            right = clamp_window(window_right, seqlen)
-        band = Band(seqlen, left, right, is_within_k=cfg.is_causal)
+        window = Window.of(cfg, window_left, window_right)
+        launched = sequences(mQ, mK, window, lengths)
         scores = score_scale(softmax_scale, softcap, cfg.has_softcap)
-        self.kernel(mQ, mK, mV, mO, mLSE, scores, band).launch(
-            grid=[cute.ceil_div(seqlen_q, cfg.tile_m), heads, batch],
+        self.kernel(mQ, mK, mV, mO, mLSE, scores, launched).launch(
+            grid=[
+                cute.ceil_div(launched.max_seqlen_q, cfg.tile_m),
+                mQ.shape[-2],
+                launched.batch,
+            ],
             block=[cfg.num_threads, 1, 1],
             # Said aloud, so that the compiler does not spill to fit a third CTA on an SM.
             min_blocks_per_mp=1,
@@ -145,15 +153,36 @@ class Fa2Fwd:
         mO: cute.Tensor,
         mLSE: cute.Tensor,
         scores: ScoreScale,
-        band: Band,
+        launched: DenseSequences | PackedSequences,
     ):
         cfg = self.config
-        tidx, _, _ = cute.arch.thread_idx()
         m_block, head, batch = cute.arch.block_idx()
         if cutlass.const_expr(cfg.is_causal):
             # Later rows see more keys: they start first, so that no long tile is left for the end.
             m_block = cute.arch.grid_dim()[0] - 1 - m_block
-        head_kv = head // (mQ.shape[2] // mK.shape[2])
+        sequence = launched.of(batch)
+        head_kv = head // (mQ.shape[-2] // mK.shape[-2])
+        tensors = HeadTensors(
+            gQ=sequence.rows_q(mQ, head),
+            gK=sequence.rows_k(mK, head_kv),
+            gV=sequence.rows_k(mV, head_kv),
+            gO=sequence.rows_q(mO, head),
+            gLSE=sequence.row_values(mLSE, head),
+        )
+        if cutlass.const_expr(cfg.is_varlen):
+            # The grid is as long as the longest sequence.
+            if m_block * cfg.tile_m < sequence.seqlen.seqlen_q:
+                self.row_tile(tensors, sequence.band, scores, m_block)
+        else:
+            self.row_tile(tensors, sequence.band, scores, m_block)
+
+    @cute.jit
+    def row_tile(
+        self, tensors: HeadTensors, band: Band, scores: ScoreScale, m_block: cutlass.Int32
+    ):
+        """O and LSE of query rows m_block · tile_m … of one head of one sequence."""
+        cfg = self.config
+        tidx, _, _ = cute.arch.thread_idx()
         blocks = key_blocks(band, m_block, cfg.tile_m, cfg.tile_n)
 
         # -- storage
@@ -167,8 +196,8 @@ class Fa2Fwd:
         sV = shared_tile(memory_v, cfg.tile_n, cfg.padded_dv, cfg.stages)  # (N, Dv, stage)
 
         # -- tiles
-        load_k = self._ring_load(mK[batch, None, head_kv, None], sK, tidx, cfg.head_dim)
-        load_v = self._ring_load(mV[batch, None, head_kv, None], sV, tidx, cfg.head_dim_v)
+        load_k = self._ring_load(tensors.gK, sK, tidx, cfg.head_dim)
+        load_v = self._ring_load(tensors.gV, sV, tidx, cfg.head_dim_v)
         tiled_mma = tiled_mma_rows(self.dtype, cfg.num_warps)
         thr_mma = tiled_mma.get_slice(tidx)
         acc_O = cute.make_rmem_tensor(
@@ -198,7 +227,7 @@ class Fa2Fwd:
 
         # -- loop
         if blocks.count > 0:
-            self.prologue(tile, mQ[batch, None, head, None], sQ, tidx)
+            self.prologue(tile, tensors.gQ, sQ, tidx)
         for i in cutlass.range(blocks.n_stop - blocks.n_full_stop, unroll=1):
             self.attend(tile, blocks.n_stop - 1 - i, is_masked=True)
         for i in cutlass.range(blocks.n_full_stop - blocks.n_full_start, unroll=1):
@@ -208,8 +237,8 @@ class Fa2Fwd:
                 self.attend(tile, blocks.n_full_start - 1 - i, is_masked=True)
 
         # -- results
-        self.store_lse(tile, mLSE[batch, head, None])
-        self.store_o(tile, mO[batch, None, head, None], sO, tidx)
+        self.store_lse(tile, tensors.gLSE)
+        self.store_o(tile, tensors.gO, sO, tidx)
 
     def _allocate(self, smem: cutlass.memory.SmemAllocator, num_bytes: int) -> cute.Pointer:
         """Shared memory for elements of the kernel's dtype, aligned for any swizzle."""

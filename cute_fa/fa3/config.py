@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from cute_fa.blocks.plan import check_plan, check_served, requirements
 from cute_fa.blocks.tiles import WARP_THREADS, round_up, tile_bytes
-from cute_fa.errors import InvalidArgumentError, UnsupportedError
+from cute_fa.errors import UnsupportedError
 from cute_fa.problem import MAX_HEAD_DIM, KernelVariant
 from cute_fa.target import KIB, Target
 
@@ -55,6 +56,8 @@ class Fa3FwdConfig:
         is_causal: bottom-right aligned causal mask.
         has_window_left, has_window_right: run-time window bounds.
         has_softcap: scores pass through softcap·tanh(·/softcap).
+        is_varlen, has_seqused_q, has_seqused_k: packed sequences, and whether only the first rows
+            of each count.
         num_consumers: consumer warpgroups, 64 query rows each.
         tile_n: key columns of a tile.
         stages: depth of the K ring and of the V ring.
@@ -70,6 +73,9 @@ class Fa3FwdConfig:
     has_window_left: bool = False
     has_window_right: bool = False
     has_softcap: bool = False
+    is_varlen: bool = False
+    has_seqused_q: bool = False
+    has_seqused_k: bool = False
     num_consumers: int = 2
     tile_n: int = 128
     stages: int = 2
@@ -77,27 +83,8 @@ class Fa3FwdConfig:
     smem_limit_bytes: int = 227 * KIB
 
     def __post_init__(self) -> None:
-        def require(ok: bool, what: str, got: object, expected: str, fix: str | None = None):
-            if not ok:
-                raise InvalidArgumentError(
-                    f"FA3 config: {what}", got=got, expected=expected, fix=fix
-                )
-
-        require(self.dtype in DTYPES, "dtype", self.dtype, " or ".join(DTYPES))
-        for name in ("head_dim", "head_dim_v"):
-            value = getattr(self, name)
-            require(
-                0 < value <= MAX_HEAD_DIM and value % 8 == 0,
-                name,
-                value,
-                f"a multiple of 8 up to {MAX_HEAD_DIM}",
-            )
-        require(
-            not (self.is_causal and self.has_window_right),
-            "two right bounds",
-            "is_causal and has_window_right",
-            "one of them: causal is a right window of 0",
-        )
+        require = requirements("FA3")
+        check_plan(self, require, DTYPES)
         require(
             self.num_consumers in REGISTERS,
             "num_consumers",
@@ -273,8 +260,8 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
     """The plan for ``variant`` on ``target``.
 
     Raises:
-        UnsupportedError: a dtype other than fp16 and bf16, an architecture without wgmma, or no
-            tile for the head dims.
+        UnsupportedError: a dtype other than fp16 and bf16, packed sequences, an architecture
+            without wgmma, or no tile for the head dims.
     """
     if not target.has_wgmma:
         raise UnsupportedError(
@@ -283,13 +270,7 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
             expected="sm_90a",
             alternatives=("fa2", "fa1"),
         )
-    if variant.dtype not in DTYPES:
-        raise UnsupportedError(
-            "FA3 multiplies 16-bit inputs only",
-            got=variant.dtype,
-            expected=" or ".join(DTYPES),
-            fix="convert the inputs",
-        )
+    check_served("FA3", variant, dtypes=DTYPES, alternatives=("fa2", "fa1"))
     tile = tile_choice(variant)
     is_masked = variant.causal or variant.has_window_left or variant.has_window_right
     return Fa3FwdConfig(

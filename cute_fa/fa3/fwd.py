@@ -36,7 +36,7 @@ from cute_fa.fa3.fwd_mma import attend
 
 def fake_arguments(config: Fa3FwdConfig) -> tuple:
     """Symbolic arguments to compile ``Fa3Fwd(config)`` with (cute.compile, --enable-tvm-ffi)."""
-    return fake_forward_arguments(config.dtype, config.head_dim, config.head_dim_v)
+    return fake_forward_arguments(config)
 
 
 class Fa3Fwd:

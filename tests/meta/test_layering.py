@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "cute_fa"
 
-BOTTOM = {"problem", "target", "errors", "env"}
+BOTTOM = {"problem", "varlen", "target", "errors", "env"}
 RUNGS = {"fa1", "fa2", "fa3", "fa4", "shared"}
 
 # floor → the cute_fa parts it may import besides itself

@@ -1,0 +1,123 @@
+"""What the plans of all rungs check alike, as plain Python without the DSL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from cute_fa.errors import InvalidArgumentError, UnsupportedError
+from cute_fa.problem import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, KernelVariant
+
+Require = Callable[..., None]
+
+
+class ForwardPlan(Protocol):
+    """The fields that every forward config has."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def head_dim_v(self) -> int: ...
+
+    @property
+    def is_causal(self) -> bool: ...
+
+    @property
+    def has_window_right(self) -> bool: ...
+
+    @property
+    def is_varlen(self) -> bool: ...
+
+    @property
+    def has_seqused_q(self) -> bool: ...
+
+    @property
+    def has_seqused_k(self) -> bool: ...
+
+
+def requirements(rung: str) -> Require:
+    """``require(ok, what, got, expected, fix=None)`` for a rung's config: raises if not ok."""
+
+    def require(ok: bool, what: str, got: object, expected: str, fix: str | None = None) -> None:
+        if not ok:
+            raise InvalidArgumentError(
+                f"{rung} config: {what}", got=got, expected=expected, fix=fix
+            )
+
+    return require
+
+
+def check_plan(plan: ForwardPlan, require: Require, dtypes: Collection[str]) -> None:
+    """The rules about what a kernel serves; each rung adds those about its tiles.
+
+    Raises:
+        InvalidArgumentError: a dtype that is not in ``dtypes``, head dims that no kernel serves, or
+            features that contradict each other.
+    """
+    require(plan.dtype in dtypes, "dtype", plan.dtype, " or ".join(dtypes))
+    for name in ("head_dim", "head_dim_v"):
+        value = getattr(plan, name)
+        require(
+            0 < value <= MAX_HEAD_DIM and value % HEAD_DIM_MULTIPLE == 0,
+            name,
+            value,
+            f"a multiple of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}",
+        )
+    require(
+        not (plan.is_causal and plan.has_window_right),
+        "two right bounds",
+        "is_causal and has_window_right",
+        "one of them: causal is a right window of 0",
+    )
+    require(
+        plan.is_varlen or not (plan.has_seqused_q or plan.has_seqused_k),
+        "seqused without varlen",
+        "has_seqused_q or has_seqused_k, and not is_varlen",
+        "is_varlen: dense calls have no lengths of their own",
+    )
+
+
+def check_served(
+    rung: str,
+    variant: KernelVariant,
+    *,
+    dtypes: Collection[str],
+    has_varlen: bool = False,
+    has_packed_groups: bool = False,
+    alternatives: tuple[str, ...] = (),
+) -> None:
+    """Refuse a variant that a rung's kernel has no code for.
+
+    Args:
+        dtypes: what the rung multiplies.
+        has_varlen: whether it takes packed sequences.
+        has_packed_groups: whether query heads of a K/V head can share its row tiles.
+        alternatives: the rungs to name instead for packed sequences.
+
+    Raises:
+        UnsupportedError: says which feature it is.
+    """
+    if variant.dtype not in dtypes:
+        raise UnsupportedError(
+            f"{rung} multiplies 16-bit inputs only",
+            got=variant.dtype,
+            expected=" or ".join(dtypes),
+            fix="convert the inputs",
+        )
+    if variant.is_varlen and not has_varlen:
+        raise UnsupportedError(
+            f"{rung} does not take packed sequences in this version",
+            got="a varlen call",
+            expected="dense tensors (B, S, H, D)",
+            alternatives=alternatives,
+        )
+    if variant.packed_group != 1 and not has_packed_groups:
+        raise UnsupportedError(
+            f"{rung} gives each query head row tiles of its own",
+            got=f"packed_group {variant.packed_group}",
+            expected="packed_group 1",
+        )
