@@ -46,6 +46,8 @@ class Device:
         strict: raise ``HazardError`` on the first error-severity hazard, out of the call.
         checks: True for all hazard rules, False for none, or the names of the rules to check.
         workers: processes that a launch may use; None for ``CUTE_FA_SIM_WORKERS`` or every core.
+        trace: keep what every warp did in order, as ``Launch.trace``; such launches run in one
+            process.
 
     Attributes:
         launches: what ran, in order (``Launch``: counters, hazards, grid, …).
@@ -61,6 +63,7 @@ class Device:
         strict: bool = True,
         checks: bool | Sequence[str] = True,
         workers: int | None = None,
+        trace: bool = False,
     ) -> None:
         if completion not in COMPLETIONS:
             raise InvalidArgumentError(
@@ -74,6 +77,7 @@ class Device:
             strict=strict,
             checks=checks if isinstance(checks, bool) else frozenset(checks),
             workers=env.sim_workers() if workers is None else workers,
+            trace=trace,
         )
         self.launches: list[Launch] = []
         self.memory = GlobalMemory()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,8 +18,9 @@ from cute_fa.sim.hazards import Hazard, HazardError
 from cute_fa.sim.lanes import WARP_LANES
 from cute_fa.sim.machine import Machine
 from cute_fa.sim.memory import GlobalMemory
-from cute_fa.sim.program import Program, prepare
+from cute_fa.sim.program import CompiledBlock, Program, prepare
 from cute_fa.sim.schedule import Scheduler
+from cute_fa.sim.trace import Trace, WaveTrace
 from cute_fa.sim.wave import LaunchConfig, SimOptions, Wave, attach_subsystems
 
 WAVE_LANES = 2048
@@ -44,6 +45,9 @@ class Launch:
         hazards: findings in the order of the waves, equal ones merged; empty when clean.
         seconds: wall time of the simulation.
         ctas: CTAs that were run; waves: groups in which they ran; processes: at most at one time.
+        activity: executions of each block by each warp of a CTA, and by its lanes, over all CTAs:
+            two int64 arrays ``(blocks, W)``.
+        trace: what every warp did, if the options asked for it.
     """
 
     kernel: str
@@ -57,6 +61,46 @@ class Launch:
     ctas: int = 0
     waves: int = 0
     processes: int = 1
+    activity: tuple[np.ndarray, np.ndarray] | None = None
+    trace: Trace | None = None
+    _blocks: Sequence[CompiledBlock] = ()
+
+    @property
+    def warps(self) -> list[Counters]:
+        """What each warp of a CTA executed, summed over the CTAs: instructions, exponentials, MMA.
+
+        Bytes are counted for the launch as a whole only.
+        """
+        if self.activity is None:
+            return []
+        warps_run, lanes_run = self.activity
+        return [
+            _static_counters(self._blocks, warps_run[:, warp], lanes_run[:, warp])
+            for warp in range(warps_run.shape[1])
+        ]
+
+    def by_role(self, roles: Mapping[str, range]) -> dict[str, Counters]:
+        """The counters of :attr:`warps`, added up for each role.
+
+        Args:
+            roles: warps of a CTA by name, as the kernels' configs have them (``config.roles``).
+
+        Raises:
+            InvalidArgumentError: a role names a warp that the CTAs do not have.
+        """
+        warps = self.warps
+        out = {}
+        for name, members in roles.items():
+            if members and not 0 <= min(members) <= max(members) < len(warps):
+                raise InvalidArgumentError(
+                    f"role {name} names warps that the CTAs do not have",
+                    got=members,
+                    expected=f"warps of range(0, {len(warps)})",
+                )
+            out[name] = Counters()
+            for warp in members:
+                out[name].merge(warps[warp])
+        return out
 
 
 @dataclass
@@ -66,8 +110,8 @@ class WaveResult:
     index: int
     counters: Counters
     hazards: list[Hazard]
-    warps_run: list[int]
-    lanes_run: list[int]
+    activity: tuple[np.ndarray, np.ndarray]
+    trace: WaveTrace | None = None
     error: HazardError | None = None
 
 
@@ -224,6 +268,8 @@ class _Runner:
             machine = Machine(self.program, wave.num_warps, wave.num_ctas, self.config.params)
             self.machines[wave.num_ctas] = machine
         machine.load(wave, self.variables)
+        if self.options.trace:
+            wave.trace = WaveTrace(cta_ids, wave.num_warps, wave.cluster_size)
         attach_subsystems(wave, self.subsystems)
         scheduler = Scheduler(wave, machine)
         error = None
@@ -234,13 +280,14 @@ class _Runner:
         except HazardError as found:
             error = found.with_traceback(None)
         return WaveResult(
-            index, wave.counters, wave.hazards, scheduler.warps_run, scheduler.lanes_run, error
+            index, wave.counters, wave.hazards, scheduler.activity(), wave.trace, error
         )
 
 
 def _run_waves(runner: _Runner, waves: Sequence[np.ndarray], launch: Launch) -> list[WaveResult]:
     results: list[WaveResult] = []
-    alone = runner.options.workers <= 1 or is_ordered(runner.program.kernel)
+    options = runner.options
+    alone = options.workers <= 1 or options.trace or is_ordered(runner.program.kernel)
     for index, ids in enumerate(waves):
         started = time.perf_counter()
         results.append(runner.run(index, ids))
@@ -258,16 +305,32 @@ def _run_waves(runner: _Runner, waves: Sequence[np.ndarray], launch: Launch) -> 
 
 def _collect(launch: Launch, program: Program, results: Sequence[WaveResult]) -> None:
     """Counters and hazards of the waves into the launch's."""
-    warps_run = np.zeros(len(program.blocks), np.int64)
-    lanes_run = np.zeros(len(program.blocks), np.int64)
+    warps_run, lanes_run = (
+        np.sum([result.activity[part] for result in results], axis=0) for part in (0, 1)
+    )
+    trace = Trace(program)
     for result in results:
         launch.counters.merge(result.counters)
         for hazard in result.hazards:
             hazards.add(launch.hazards, hazard)
-        warps_run += result.warps_run
-        lanes_run += result.lanes_run
-    for block in program.blocks:
-        for name, count in block.warp_counts.items():
-            launch.counters.add(name, count * int(warps_run[block.index]))
-        for name, count in block.lane_counts.items():
-            launch.counters.add(name, count * int(lanes_run[block.index]))
+        if result.trace is not None:
+            trace.waves.append(result.trace)
+    launch.trace = trace if trace.waves else None
+    launch.activity = warps_run, lanes_run
+    launch._blocks = program.blocks
+    whole = _static_counters(program.blocks, warps_run.sum(axis=1), lanes_run.sum(axis=1))
+    launch.counters.merge(whole)
+
+
+def _static_counters(
+    blocks: Sequence[CompiledBlock], warps_run: np.ndarray, lanes_run: np.ndarray
+) -> Counters:
+    """What blocks add to the counters that were executed so often, ``(blocks,)`` each."""
+    counters = Counters()
+    for block in blocks:
+        for counts, times in ((block.warp_counts, warps_run), (block.lane_counts, lanes_run)):
+            executed = int(times[block.index])
+            if executed:
+                for name, count in counts.items():
+                    counters.add(name, count * executed)
+    return counters

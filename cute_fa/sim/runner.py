@@ -22,6 +22,8 @@ def run_effect(
     """Run an unguarded effect; its results come back with the rectangle's full shape."""
     ctx.instr = instr
     out = handler.run(ctx, mask, *sources)
+    if ctx.trace is not None:
+        ctx.trace.effect(handler, ctx, mask, sources, out)
     return () if out is None else _full(out, ctx.lanes.shape)
 
 
@@ -86,6 +88,8 @@ def run_blocking(
         if mask is None:
             mask = ctx.lanes.mask
     out = handler.run(ctx, mask, *sources)
+    if ctx.trace is not None:
+        ctx.trace.effect(handler, ctx, mask, sources, out)
     if handler.dests:
         out, *results = out
         ctx.store_results(handler, arriving if out is None else out, results)

@@ -29,7 +29,7 @@ class Scheduler:
     """Runs a wave to its end.
 
     Attributes:
-        warps_run, lanes_run: active warps and lanes summed over the executions of each block.
+        runs: how often each set of lanes has executed each block.
     """
 
     def __init__(self, wave: Wave, machine: Machine) -> None:
@@ -37,8 +37,8 @@ class Scheduler:
         self.machine = machine
         self.blocks = machine.program.blocks
         self.ctx = BlockContext(wave)
-        self.warps_run = [0] * len(self.blocks)
-        self.lanes_run = [0] * len(self.blocks)
+        self.runs: list[dict[LaneSet, int]] = [{} for _ in self.blocks]
+        self.trace = wave.trace
         self.ready: dict[int, LaneSet] = {}
         self.polling: dict[int, LaneSet] = {}
         self.partial: dict[int, LaneSet] = {}
@@ -100,8 +100,10 @@ class Scheduler:
         function = self.machine.blocks[index].get((rect, masked))
         if function is None:
             function = self.machine.bind(index, rect, masked)
-        self.warps_run[index] += lanes.warps
-        self.lanes_run[index] += lanes.lanes
+        runs = self.runs[index]
+        runs[lanes] = runs.get(lanes, 0) + 1
+        if self.trace is not None:
+            self.trace.run(index, lanes)
         self.wave.steps += 1
         if self.wave.steps > self.wave.options.max_block_steps:
             self._give_up(block, lanes)
@@ -174,6 +176,21 @@ class Scheduler:
         for unit in self.wave.shared_state.values():
             unit.on_exit(self.ctx, lanes)
         self._release_partial()
+
+    def activity(self) -> tuple[np.ndarray, np.ndarray]:
+        """Executions of each block by each warp of a CTA, and by its lanes, over all CTAs.
+
+        Returns:
+            two int64 arrays ``(blocks, W)``.
+        """
+        warps = np.zeros((len(self.blocks), self.wave.num_warps), np.int64)
+        lanes = np.zeros_like(warps)
+        for index, runs in enumerate(self.runs):
+            for some, times in runs.items():
+                w0, w1, _, _ = some.rect
+                warps[index, w0:w1] += times * some.warp_any.sum(axis=1)
+                lanes[index, w0:w1] += times * some.warp_counts.sum(axis=1)
+        return warps, lanes
 
     # --- bookkeeping of lanes ---------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cute_fa.sim.hazards import Hazard
     from cute_fa.sim.memory import GlobalMemory
     from cute_fa.sim.program import Program
+    from cute_fa.sim.trace import WaveTrace
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class SimOptions:
         workers: processes that the launch may use.
         max_resident_ctas: upper limit of the CTAs that run at one time.
         max_block_steps: block executions in one wave before it is given up as endless.
+        trace: keep a record of what every warp did (``Launch.trace``); needs one worker.
     """
 
     arch: str = "sm_80"
@@ -75,6 +77,7 @@ class SimOptions:
     workers: int = 1
     max_resident_ctas: int | None = None
     max_block_steps: int = 50_000_000
+    trace: bool = False
 
     def checks_rule(self, rule: str) -> bool:
         """Whether hazards of this rule are looked for."""
@@ -104,6 +107,7 @@ class Wave:
         rng: the wave's own seeded generator, for random completion.
         program: the prepared kernel; :meth:`register` looks registers up in it.
         steps: block executions so far.
+        trace: the record being kept, or None.
     """
 
     def __init__(
@@ -145,6 +149,7 @@ class Wave:
         self.regs: dict[str, np.ndarray] = {}
         self.program = program
         self.steps = 0
+        self.trace: WaveTrace | None = None
 
     def register(self, name: str) -> np.ndarray:
         """The register file's row for a register: ``(W, R, 32)``, unsigned or bool."""
@@ -162,7 +167,7 @@ class BlockContext:
         rect: ``(w0, w1, c0, c1)`` of the lanes being run.
         lanes: the lane set being run (guards of the instruction not applied).
         instr: the instruction being run.
-        counters: ``wave.counters``.
+        counters: ``wave.counters``; trace: ``wave.trace``.
         timed_out: lanes (mask over ``rect``) whose wait timed out and that execute the instruction
             again, or None.
     """
@@ -170,6 +175,7 @@ class BlockContext:
     def __init__(self, wave: Wave) -> None:
         self.wave = wave
         self.counters = wave.counters
+        self.trace = wave.trace
         self.lanes: LaneSet
         self.rect: Rect
         self.instr: ptx.Instr
