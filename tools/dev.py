@@ -124,14 +124,8 @@ def main() -> int:
         return 0
     if options.command == "demo":
         command = [str(python), str(ROOT / "tools" / "demo.py"), *options.args]
-    elif options.args:
-        command = [str(python), "-m", "pytest", *options.args]
     else:
-        # tests/build loads NVIDIA's runtime, which then stays in its process: it runs by itself.
-        pytest = [str(python), "-m", "pytest", *default_test_args()]
-        alone = subprocess.run([*pytest, "tests/build"], cwd=ROOT).returncode
-        rest = subprocess.run([*pytest, "--ignore=tests/build"], cwd=ROOT).returncode
-        return alone or rest
+        command = [str(python), "-m", "pytest", *(options.args or default_test_args())]
     return subprocess.run(command, cwd=ROOT).returncode
 
 

@@ -4,6 +4,7 @@ The DSL reads its environment once and keeps the answers on its singletons, so t
 the runtime library are set there, not in variables. What is replaced, and why:
 
 - each DSL's ``envar``: architecture, runtime library, no cache on disk (its entries hold no PTX);
+- what links a compiled module: see ``linking``;
 - ``CompileOptions.apply_envar_settings``: ask for PTX and cubin, into a private directory;
 - ``Compiler.compile``: take the PTX, known from then on by the digest of its cubin, which the host
   code hands to the runtime when it loads its kernels;
@@ -26,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 from cute_fa import env
 from cute_fa.errors import CompileError, UnsupportedError
-from cute_fa.sim import cuda_driver, tensors, torch_cuda
+from cute_fa.sim import cuda_driver, linking, tensors, torch_cuda
 from cute_fa.sim.patching import Patches
-from cute_fa.sim.runtime import image_digest, runtime, stub_library
+from cute_fa.sim.runtime import image_digest, runtime
 from cute_fa.target import Target
 
 if TYPE_CHECKING:
@@ -153,13 +154,10 @@ def _dsl_singletons() -> list[Any]:
 
 
 def _install(patches: Patches) -> None:
-    library = str(stub_library())
     for dsl in _dsl_singletons():
-        patches.set(dsl.envar, "shared_libs", library)
+        patches.set(dsl.envar, "shared_libs", str(runtime().prefixed_path))
         patches.set(dsl.envar, "disable_file_caching", True)
-    from cutlass.base_dsl import env_manager
-
-    patches.set(env_manager, "get_prefix_dsl_libs", lambda prefix: library)
+    linking.install(patches)
     _hook_compiler(patches)
     _hook_tensors(patches)
     _hook_calls(patches)

@@ -50,70 +50,87 @@ static Callbacks callbacks;
 
 void cute_fa_sim_install(const Callbacks *table) { callbacks = *table; }
 
+/* Host code that the DSL links in memory looks its symbols up in everything that was loaded
+ * globally, where the real runtime may define the same names. For it this file is compiled a second
+ * time with a prefix on its names, and cute_fa/sim/linking.py lets the host code call those. */
+#ifdef NAME_PREFIX
+#define JOIN_EXPANDED(prefix, name) prefix##name
+#define JOIN(prefix, name) JOIN_EXPANDED(prefix, name)
+#define RUNTIME(name) JOIN(NAME_PREFIX, name)
+#else
+#define RUNTIME(name) name
+#endif
+
 /* Libraries and kernels. */
 
-int _cudaLibraryLoadData(void **library, const void *image, void *jit_options, void *jit_values,
-                         unsigned num_jit, void *options, void *values, unsigned num_options) {
+int RUNTIME(_cudaLibraryLoadData)(void **library, const void *image, void *jit_options,
+                                  void *jit_values, unsigned num_jit, void *options, void *values,
+                                  unsigned num_options) {
   uint64_t handle = 0;
   int error = CALL(load_library, image, &handle);
   *library = (void *)handle;
   return error;
 }
 
-int _cudaLibraryUnload(void *library) { return CALL(unload_library, (uint64_t)library); }
+int RUNTIME(_cudaLibraryUnload)(void *library) { return CALL(unload_library, (uint64_t)library); }
 
-int _cudaLibraryGetKernel(void **kernel, void *library, const char *name) {
+int RUNTIME(_cudaLibraryGetKernel)(void **kernel, void *library, const char *name) {
   uint64_t handle = 0;
   int error = CALL(get_kernel, (uint64_t)library, name, &handle);
   *kernel = (void *)handle;
   return error;
 }
 
-int _cudaFuncSetAttribute(void *kernel, int attribute, int value) {
+int RUNTIME(_cudaFuncSetAttribute)(void *kernel, int attribute, int value) {
   return CALL(set_kernel_attribute, (uint64_t)kernel, attribute, value);
 }
 
-int _cudaKernelSetAttributeForDevice(void *kernel, int attribute, int value, int device) {
+int RUNTIME(_cudaKernelSetAttributeForDevice)(void *kernel, int attribute, int value, int device) {
   if (device != 0) return CUDA_ERROR_INVALID_DEVICE;
   return CALL(set_kernel_attribute, (uint64_t)kernel, attribute, value);
 }
 
-int _cuKernelGetAttribute(int *value, int attribute, void *kernel, int device) {
+int RUNTIME(_cuKernelGetAttribute)(int *value, int attribute, void *kernel, int device) {
   return CALL(get_kernel_attribute, (uint64_t)kernel, attribute, value);
 }
 
-int _cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *kernel, int block_threads,
-                                                   size_t smem_bytes) {
+int RUNTIME(_cudaOccupancyMaxActiveBlocksPerMultiprocessor)(int *blocks, void *kernel,
+                                                            int block_threads, size_t smem_bytes) {
   return CALL(occupancy, (uint64_t)kernel, block_threads, smem_bytes, blocks);
 }
 
 /* Devices: there is one, number 0. */
 
-int _cudaGetDevice(int *device) { *device = 0; return CUDA_SUCCESS; }
-int _cudaSetDevice(int device) { return device == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE; }
-int _cudaGetDeviceCount(int *count) { *count = 1; return CUDA_SUCCESS; }
-int _cuDeviceGet(int *device, int ordinal) { *device = 0; return _cudaSetDevice(ordinal); }
+int RUNTIME(_cudaGetDevice)(int *device) { *device = 0; return CUDA_SUCCESS; }
+int RUNTIME(_cudaSetDevice)(int device) {
+  return device == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+}
+int RUNTIME(_cudaGetDeviceCount)(int *count) { *count = 1; return CUDA_SUCCESS; }
+int RUNTIME(_cuDeviceGet)(int *device, int ordinal) {
+  *device = 0;
+  return RUNTIME(_cudaSetDevice)(ordinal);
+}
 
-int _cudaDeviceGetAttribute(int *value, int attribute, int device) {
+int RUNTIME(_cudaDeviceGetAttribute)(int *value, int attribute, int device) {
   if (device != 0) return CUDA_ERROR_INVALID_DEVICE;
   return CALL(device_attribute, attribute, value);
 }
 
 /* Launches run to completion before they return, so there is nothing to wait for. */
 
-int _cudaLaunchKernelEx(const void *config, void *kernel, void **parameters) {
+int RUNTIME(_cudaLaunchKernelEx)(const void *config, void *kernel, void **parameters) {
   return CALL(launch, (uint64_t)kernel, config, parameters);
 }
 
-int _cudaDeviceSynchronize(void) { return CUDA_SUCCESS; }
-int _cudaStreamSynchronize(void *stream) { return CUDA_SUCCESS; }
-int _cudaGetLastError(void) { return CUDA_SUCCESS; }
+int RUNTIME(_cudaDeviceSynchronize)(void) { return CUDA_SUCCESS; }
+int RUNTIME(_cudaStreamSynchronize)(void *stream) { return CUDA_SUCCESS; }
+int RUNTIME(_cudaGetLastError)(void) { return CUDA_SUCCESS; }
 
 /* The DSL's own host code writes tensor maps inline; other programs have the driver encode them. */
-int _cuTensorMapEncodeTiled(void *map, int data_type, uint32_t rank, void *address,
-                            const uint64_t *extents, const uint64_t *strides, const uint32_t *box,
-                            const uint32_t *element_strides, int interleave, int swizzle,
-                            int l2_promotion, int fill) {
+int RUNTIME(_cuTensorMapEncodeTiled)(void *map, int data_type, uint32_t rank, void *address,
+                                     const uint64_t *extents, const uint64_t *strides,
+                                     const uint32_t *box, const uint32_t *element_strides,
+                                     int interleave, int swizzle, int l2_promotion, int fill) {
   if (interleave != 0) return CUDA_ERROR_NOT_SUPPORTED;
   TensorMapRequest request = {map, (uint64_t)address, extents, strides, box, element_strides,
                               data_type, (int)rank, swizzle, fill};
@@ -122,24 +139,27 @@ int _cuTensorMapEncodeTiled(void *map, int data_type, uint32_t rank, void *addre
 
 /* Device memory is host memory. */
 
-int _cudaMemcpy(void *to, const void *from, size_t bytes, int kind) {
+int RUNTIME(_cudaMemcpy)(void *to, const void *from, size_t bytes, int kind) {
   memmove(to, from, bytes);
   return CUDA_SUCCESS;
 }
 
-int _cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *stream) {
-  return _cudaMemcpy(to, from, bytes, kind);
+int RUNTIME(_cudaMemcpyAsync)(void *to, const void *from, size_t bytes, int kind, void *stream) {
+  return RUNTIME(_cudaMemcpy)(to, from, bytes, kind);
 }
 
-int _cudaMemset(void *to, int value, size_t bytes) { memset(to, value, bytes); return CUDA_SUCCESS; }
+int RUNTIME(_cudaMemset)(void *to, int value, size_t bytes) {
+  memset(to, value, bytes);
+  return CUDA_SUCCESS;
+}
 
-int _cudaMemsetAsync(void *to, int value, size_t bytes, void *stream) {
-  return _cudaMemset(to, value, bytes);
+int RUNTIME(_cudaMemsetAsync)(void *to, int value, size_t bytes, void *stream) {
+  return RUNTIME(_cudaMemset)(to, value, bytes);
 }
 
 /* Error reporting. */
 
-const char *cuda_dialect_get_error_name(int error) {
+const char *RUNTIME(cuda_dialect_get_error_name)(int error) {
   switch (error) {
     case CUDA_SUCCESS: return "cudaSuccess";
     case CUDA_ERROR_INVALID_VALUE: return "cudaErrorInvalidValue";
@@ -154,13 +174,15 @@ const char *cuda_dialect_get_error_name(int error) {
   }
 }
 
-void cuda_dialect_print_on_error(int error) {
-  if (error != CUDA_SUCCESS) fprintf(stderr, "%s\n", cuda_dialect_get_error_name(error));
+void RUNTIME(cuda_dialect_print_on_error)(int error) {
+  if (error != CUDA_SUCCESS) fprintf(stderr, "%s\n", RUNTIME(cuda_dialect_get_error_name)(error));
 }
 
 /* The legacy host code asserts where it has no way to return the code; the launch itself returns
  * it, and Python raises what the callback kept. */
-void cuda_dialect_assert_success(int error) { cuda_dialect_print_on_error(error); }
+void RUNTIME(cuda_dialect_assert_success)(int error) {
+  RUNTIME(cuda_dialect_print_on_error)(error);
+}
 
 /* TVM-FFI host functions. */
 
@@ -177,8 +199,9 @@ static void format_code(char *message, size_t size, int error) {
 
 /* *state is a word of the module, 0 until its library is loaded and its kernels are looked up.
  * The Python side lets one host function run at a time, so two threads do not race here. */
-int cuda_dialect_init_library_once(void **state, int (*init)(void **),
-                                   int (*load_to_device)(void **, int), SetError set_error) {
+int RUNTIME(cuda_dialect_init_library_once)(void **state, int (*init)(void **),
+                                            int (*load_to_device)(void **, int),
+                                            SetError set_error) {
   if (*state) return CUDA_SUCCESS;
   void *library = NULL;
   int error = init(&library);
@@ -194,16 +217,16 @@ int cuda_dialect_init_library_once(void **state, int (*init)(void **),
 }
 
 /* Runs as a destructor of the module, possibly after Python: nothing is held that needs freeing. */
-void cuda_dialect_unload_library_once(void **state) { *state = NULL; }
+void RUNTIME(cuda_dialect_unload_library_once)(void **state) { *state = NULL; }
 
-void CuteDSLRT_TVMFFISetRaisedCudaError(SetErrorParts set_error, int32_t error) {
+void RUNTIME(CuteDSLRT_TVMFFISetRaisedCudaError)(SetErrorParts set_error, int32_t error) {
   char message[MESSAGE_BYTES];
   format_code(message, sizeof message, error);
   const char *parts[] = {message};
   set_error("CUDADialectError", parts, 1);
 }
 
-void CuteDSLRT_TVMFFISetRaisedCudaLaunchError(
+void RUNTIME(CuteDSLRT_TVMFFISetRaisedCudaLaunchError)(
     SetErrorParts set_error, int32_t grid_x, int32_t grid_y, int32_t grid_z, int32_t block_x,
     int32_t block_y, int32_t block_z, int32_t block_threads, int64_t dynamic_smem, int32_t device,
     int32_t max_threads, int32_t max_block_x, int32_t max_block_y, int32_t max_block_z,

@@ -29,6 +29,8 @@ from cute_fa.sim.tensor_map_request import TensorMapRequest, encode_request
 from cute_fa.target import Target
 
 SOURCE = Path(__file__).with_name("runtime.c")
+NAME_PREFIX = "cute_fa_sim_"
+"""Before the names of the second library that ``runtime.c`` is compiled to; see there."""
 
 # cudaError_t
 SUCCESS = 0
@@ -90,23 +92,26 @@ class Call(Protocol):
 # --- Building the library ---
 
 
-def stub_library() -> Path:
+def stub_library(*, is_prefixed: bool = False) -> Path:
     """Path of the compiled stand-in, built on the first call for this source.
+
+    Args:
+        is_prefixed: the library whose names carry ``NAME_PREFIX``, for code linked in memory.
 
     Raises:
         MissingToolError: there is no C compiler.
         CompileError: the compiler failed.
     """
-    return _build_stub(str(env.cache_dir()))
+    return _build_stub(str(env.cache_dir()), is_prefixed)
 
 
 @cache
-def _build_stub(cache_dir: str) -> Path:
+def _build_stub(cache_dir: str, is_prefixed: bool) -> Path:
     source = SOURCE.read_bytes()
     compiler = _find_compiler()
     identity = hashlib.sha256(source + b"\0" + compiler.encode()).hexdigest()[:20]
     directory = Path(cache_dir) / "sim" / identity
-    library = directory / "libcute_fa_sim_runtime.so"
+    library = directory / f"libcute_fa_sim_runtime{'_prefixed' if is_prefixed else ''}.so"
     checksum = library.with_suffix(".sha256")
     if _is_whole(library, checksum):
         return library
@@ -121,10 +126,11 @@ def _build_stub(cache_dir: str) -> Path:
         ) from error
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         built = Path(scratch) / library.name
-        command = [compiler, "-shared", "-fPIC", "-O1", "-std=gnu11", "-w", "-o"]
-        result = subprocess.run(
-            [*command, str(built), str(SOURCE)], capture_output=True, text=True, check=False
-        )
+        command = [compiler, "-shared", "-fPIC", "-O1", "-std=gnu11", "-w"]
+        if is_prefixed:
+            command.append(f"-DNAME_PREFIX={NAME_PREFIX}")
+        command += ["-o", str(built), str(SOURCE)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             raise CompileError(
                 "the simulator's runtime library could not be compiled",
@@ -235,6 +241,7 @@ class Runtime:
 
     Attributes:
         path: the loaded library, which host functions of this process must be linked against.
+        prefixed_path: the same with ``NAME_PREFIX``, for those that the DSL links in memory.
         ambient: gives the call that receives what host code asks outside of every `running` block
             (compiled code that other compiled code calls); None where nothing is simulated.
     """
@@ -247,11 +254,13 @@ class Runtime:
         self._thread = threading.local()
         self._lock = threading.Lock()
         self.path = stub_library()
+        self.prefixed_path = stub_library(is_prefixed=True)
         self._library = ctypes.CDLL(str(self.path))
         self._callbacks = _Callbacks(
             **{name: kind(self._guarded(name)) for name, kind in _SIGNATURES.items()}
         )
-        self._library.cute_fa_sim_install(ctypes.byref(self._callbacks))
+        for library in (self._library, ctypes.CDLL(str(self.prefixed_path))):
+            library.cute_fa_sim_install(ctypes.byref(self._callbacks))
 
     @contextmanager
     def running(self, call: Call) -> Iterator[None]:

@@ -82,7 +82,13 @@ def is_torch_tensor(value: Any) -> bool:
 
 
 def wrap_exchange_api(patches: Patches) -> None:
-    """Have compiled code that reads torch tensors through DLPack's C interface see CUDA tensors."""
+    """Have compiled code that reads torch tensors through DLPack's C interface see CUDA tensors.
+
+    TVM-FFI remembers the interface of a type at the first call with such an argument: a process
+    that calls a bare ``tvm_ffi.Function`` with torch tensors before its first simulated device
+    must convert them (``to_tvm_ffi``) afterwards. Functions that the DSL compiled do so by
+    themselves.
+    """
     import torch
 
     name = "__dlpack_c_exchange_api__"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
 import subprocess
 import sys
@@ -375,7 +377,7 @@ def test_ptx_transform_decides_what_runs(quiet: dict[str, Any]) -> None:
 
 def export(compiled: Any, directory: Any, linked: bool) -> Any:
     """Export the function; link it against the stand-in runtime, or have the DSL load it."""
-    from cute_fa.sim.runtime import stub_library
+    from cute_fa.sim.runtime import runtime
 
     compiled.export_to_c(str(directory / "scale.o"), function_name="scale")
     if not linked:
@@ -384,7 +386,9 @@ def export(compiled: Any, directory: Any, linked: bool) -> Any:
     import tvm_ffi
 
     command = ["cc", "-shared", "-o", str(directory / "scale.so"), str(directory / "scale.o")]
-    subprocess.run([*command, str(stub_library())], check=True)
+    subprocess.run([*command, str(runtime().path)], check=True)
+    # Another runtime may have been loaded globally by now: its own libraries come first.
+    ctypes.CDLL(str(directory / "scale.so"), mode=os.RTLD_NOW | os.RTLD_DEEPBIND)
     return tvm_ffi.load_module(str(directory / "scale.so"))["scale"]
 
 
