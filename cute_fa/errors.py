@@ -71,3 +71,7 @@ class MissingToolError(CuteFAError, RuntimeError):
 
 class CacheError(CuteFAError, RuntimeError):
     """The artefact cache cannot be used as it is."""
+
+
+class BundleError(CuteFAError, RuntimeError):
+    """A bundle of compiled kernels is damaged, or was made for something else than this."""

@@ -23,15 +23,23 @@ from cute_fa.build.compiled import Compiled, label
 from cute_fa.build.host import HOST_NAME
 from cute_fa.build.registry import KernelEntry, choose_generation, find, load
 from cute_fa.build.toolchain import check_loaded_flavour, toolchain
-from cute_fa.errors import CompileError, CuteFAError, InvalidTypeError
-from cute_fa.problem import DTYPE_BYTES, AttentionProblem, KernelVariant, normalise_window
+from cute_fa.errors import CompileError, CuteFAError, InvalidArgumentError, InvalidTypeError
+from cute_fa.problem import (
+    DTYPE_BYTES,
+    KERNEL_DTYPES,
+    AttentionProblem,
+    KernelVariant,
+    check_flag,
+    normalise_window,
+)
 from cute_fa.target import Target, get_target
+from cute_fa.varlen import VarlenProblem
 
 _MEMO: dict[tuple[str, str], Compiled] = {}
 
 _DTYPE_ALIASES = {"half": "float16", "fp16": "float16", "bf16": "bfloat16"}
-# Modules beside the kernel's own whose code decides what an artefact holds.
-_DECISIVE = ("cute_fa.build.compile", "cute_fa.build.host")
+# Beside the kernel's own sources, what decides what an artefact holds.
+_DECISIVE = ("cute_fa.build.compile",)
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PTX_VERSION = re.compile(r"^\.version\s+\d+\.\d+", re.MULTILINE)
@@ -72,6 +80,7 @@ class Request:
                 "config": self.config,
                 "arch": self.target.arch,
                 "options": self.options,
+                "host function": HOST_NAME,
                 "dsl settings": env.dsl_settings(),
                 "toolchain": toolchain().key_parts(),
                 "sources": keys.source_digest((*self.entry.sources, *_DECISIVE)),
@@ -90,6 +99,9 @@ def compile(
     causal: bool = False,
     window_size: tuple[int | None, int | None] = (-1, -1),
     softcap: float = 0.0,
+    varlen: bool = False,
+    seqused_q: bool = False,
+    seqused_k: bool = False,
     line_info: bool = False,
     use_cache: bool = True,
     **config: Any,
@@ -108,6 +120,8 @@ def compile(
         causal: bottom-right aligned causal mask.
         window_size: (left, right); only whether each side is bounded matters here.
         softcap: only whether it is above 0 matters here.
+        varlen: for packed sequences (T, H, D), as ``flash_attn_varlen_func`` takes them.
+        seqused_q, seqused_k: whether such a call says how much of each sequence counts.
         line_info: relate PTX and SASS to source lines; compiles to another kernel.
         use_cache: False compiles anew and stores nothing.
         config: fields of the kernel's config to set, e.g. ``tile_n=64``.
@@ -128,6 +142,9 @@ def compile(
         causal=causal,
         window_size=window_size,
         softcap=softcap,
+        varlen=varlen,
+        seqused_q=seqused_q,
+        seqused_k=seqused_k,
         line_info=line_info,
         **config,
     )
@@ -138,13 +155,7 @@ def make_request(generation: str, direction: str, **arguments: Any) -> Request:
     """Check the arguments of ``compile`` (all but ``use_cache``) and settle the kernel."""
     target = get_target(arguments.pop("arch"))
     line_info = arguments.pop("line_info", False)
-    for name, value in (("causal", arguments.get("causal", False)), ("line_info", line_info)):
-        if not isinstance(value, bool):
-            raise InvalidTypeError(
-                f"{name} is not a bool",
-                got=f"{value!r} ({type(value).__name__})",
-                expected="True or False",
-            )
+    check_flag("line_info", line_info)
     problem = _problem(arguments)
     if generation == "auto":
         generation = choose_generation(problem, target, direction=direction)
@@ -154,17 +165,15 @@ def make_request(generation: str, direction: str, **arguments: Any) -> Request:
     return request
 
 
-def _problem(arguments: dict[str, Any]) -> AttentionProblem:
+def _problem(arguments: dict[str, Any]) -> AttentionProblem | VarlenProblem:
     """A one-token problem of the variant asked for; takes its arguments out of ``arguments``."""
     head_dim, head_dim_v = arguments.pop("head_dim"), arguments.pop("head_dim_v", None)
     causal = arguments.pop("causal", False)
     left, right = normalise_window(causal, arguments.pop("window_size", (-1, -1)))
-    for name, value in (("head_dim", head_dim), ("head_dim_v", head_dim_v)):
-        if type(value) is not int and not (name == "head_dim_v" and value is None):
-            raise InvalidTypeError(
-                f"{name} is not an int", got=f"{value!r} ({type(value).__name__})"
-            )
-    return AttentionProblem(
+    flags = {name: arguments.pop(name, False) for name in ("varlen", "seqused_q", "seqused_k")}
+    for name, value in flags.items():
+        check_flag(name, value)
+    problem = AttentionProblem(
         batch=1,
         seqlen_q=1,
         seqlen_k=1,
@@ -178,6 +187,17 @@ def _problem(arguments: dict[str, Any]) -> AttentionProblem:
         window_right=right,
         softcap=arguments.pop("softcap", 0.0),
     )
+    if flags["varlen"]:
+        return VarlenProblem(
+            problem, 1, 1, has_seqused_q=flags["seqused_q"], has_seqused_k=flags["seqused_k"]
+        )
+    if flags["seqused_q"] or flags["seqused_k"]:
+        raise InvalidArgumentError(
+            "seqused belongs to packed sequences",
+            got="seqused_q or seqused_k without varlen",
+            expected="varlen=True with it",
+        )
+    return problem
 
 
 def dtype_name(dtype: Any) -> str:
@@ -186,7 +206,9 @@ def dtype_name(dtype: Any) -> str:
     name = _DTYPE_ALIASES.get(name, name)
     if name not in DTYPE_BYTES:
         raise InvalidTypeError(
-            "dtype is not an attention dtype", got=repr(dtype), expected=", ".join(DTYPE_BYTES)
+            "dtype is not an attention dtype",
+            got=repr(dtype),
+            expected=" or ".join(KERNEL_DTYPES),
         )
     return name
 

@@ -100,7 +100,12 @@ def label(generation: str, direction: str, arch: str, variant: KernelVariant) ->
             ("window-left", variant.has_window_left),
             ("window-right", variant.has_window_right),
             ("softcap", variant.has_softcap),
+            ("varlen", variant.is_varlen),
+            ("used-q", variant.has_seqused_q),
+            ("used-k", variant.has_seqused_k),
         )
         if present
     ]
+    if variant.packed_group > 1:
+        words.append(f"packed-{variant.packed_group}")
     return " ".join(words)

@@ -52,7 +52,7 @@ def load_host(backend: str, host_object: bytes, directory: Path | None) -> Any:
     with contextlib.ExitStack() as stack:
         if directory is None or not directory.is_dir():
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cute_fa-")))
-        return _load(_linked(host_object, runtime, directory, backend), runtime)
+        return load_library(_linked(host_object, runtime, directory, backend), runtime)
 
 
 def _linked(host_object: bytes, runtime: Path, directory: Path, backend: str) -> Path:
@@ -82,7 +82,12 @@ def _checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def _load(library: Path, runtime: Path) -> Any:
+def load_library(library: Path, runtime: Path) -> Any:
+    """The TVM-FFI function of a linked library whose runtime symbols come from ``runtime``.
+
+    Raises:
+        CompileError: it does not load, or holds no such function.
+    """
     import tvm_ffi
 
     _preload(str(runtime))
@@ -96,7 +101,8 @@ def _load(library: Path, runtime: Path) -> Any:
         raise CompileError(
             "a linked host function does not load",
             got=str(error),
-            fix="cute-fa cache clear; if it stays, cute-fa doctor says what is installed",
+            fix="cute-fa cache clear, or make the bundle again; cute-fa doctor says what is "
+            "installed",
         ) from error
 
 

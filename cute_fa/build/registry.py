@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cute_fa.errors import CuteFAError, InvalidArgumentError, UnsupportedError
+from cute_fa.errors import CuteFAError, InvalidArgumentError, InvalidTypeError, UnsupportedError
 from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import TARGETS, Target, get_target
+from cute_fa.varlen import VarlenProblem
+
+Problem = AttentionProblem | VarlenProblem
 
 GENERATIONS = ("fa1", "fa2", "fa3", "fa4")
 DIRECTIONS = ("fwd", "bwd")
@@ -57,6 +60,7 @@ class KernelEntry:
         Raises:
             UnsupportedError: the kernel does not serve the variant on this target.
             InvalidArgumentError: an override is no field of the config, or breaks its rules.
+            InvalidTypeError: an override is not of its field's type.
         """
         if target.arch not in self.archs:
             raise UnsupportedError(
@@ -71,10 +75,21 @@ class KernelEntry:
                 f"{', '.join(unknown)}: no such field of the {self.name} kernel's config",
                 expected=", ".join(config.__dataclass_fields__),
             )
+        for name, value in overrides.items():
+            self._check_type(name, value, getattr(config, name))
         return replace(config, **overrides) if overrides else config
 
+    def _check_type(self, name: str, value: object, own: object) -> None:
+        """That an override is of its field's type: a bool is no number of stages."""
+        if type(value) is not type(own):
+            raise InvalidTypeError(
+                f"{name}: not what this field of the {self.name} kernel's config holds",
+                got=f"{value!r} ({type(value).__name__})",
+                expected=f"{type(own).__name__}, as in {name}={own!r}",
+            )
 
-_DENSE_FEATURES = (
+
+_FEATURES = (
     "causal",
     "sliding window",
     "softcap",
@@ -95,7 +110,7 @@ KERNELS: tuple[KernelEntry, ...] = (
         pick="cute_fa.fa1.config:pick_fwd",
         sources=("cute_fa.fa1", "cute_fa.blocks"),
         summary="K/V outer, Q inner; O and the softmax state live in HBM",
-        features=_DENSE_FEATURES,
+        features=_FEATURES,
         automatic=False,
     ),
     KernelEntry(
@@ -107,7 +122,7 @@ KERNELS: tuple[KernelEntry, ...] = (
         pick="cute_fa.fa2.config:pick_fwd",
         sources=("cute_fa.fa2", "cute_fa.blocks"),
         summary="Q outer, K/V inner; O and the softmax state live in registers",
-        features=_DENSE_FEATURES,
+        features=(*_FEATURES, "varlen"),
     ),
     KernelEntry(
         generation="fa3",
@@ -118,7 +133,7 @@ KERNELS: tuple[KernelEntry, ...] = (
         pick="cute_fa.fa3.config:pick_fwd",
         sources=("cute_fa.fa3", "cute_fa.blocks"),
         summary="TMA and wgmma by specialised warps; softmax beside the products",
-        features=_DENSE_FEATURES,
+        features=_FEATURES,
     ),
 )
 
@@ -175,7 +190,7 @@ def find(generation: str, direction: str = "fwd") -> KernelEntry:
 
 
 def can_run(
-    problem: AttentionProblem,
+    problem: Problem,
     target: str | Target,
     generation: str = "auto",
     direction: str = "fwd",
@@ -183,8 +198,15 @@ def can_run(
     """Whether ``generation`` serves ``problem`` on ``target``, why not, and what else would.
 
     Raises:
+        InvalidTypeError: ``problem`` is no problem.
         InvalidArgumentError: the target, generation or direction does not exist.
     """
+    if not isinstance(problem, (AttentionProblem, VarlenProblem)):
+        raise InvalidTypeError(
+            "problem describes no attention",
+            got=f"{problem!r} ({type(problem).__name__})",
+            expected="an AttentionProblem or a VarlenProblem",
+        )
     where = get_target(target)
     variant = problem.variant
     if generation == "auto":
@@ -205,7 +227,7 @@ def can_run(
 
 
 def choose_generation(
-    problem: AttentionProblem,
+    problem: Problem,
     target: str | Target,
     generation: str = "auto",
     direction: str = "fwd",

@@ -9,21 +9,8 @@ import pytest
 from cute_fa.build import registry
 from cute_fa.build.cache import KernelCache
 from cute_fa.build.registry import KernelEntry
-from cute_fa.target import TARGETS
 
 KERNELS = Path(__file__).parent / "kernels"
-TINY = KernelEntry(
-    generation="tiny",
-    direction="fwd",
-    archs=tuple(arch for arch in TARGETS if arch != "sm_87"),
-    kernel="tiny_kernel:Scale",
-    arguments="tiny_kernel:fake_arguments",
-    pick="tiny_config:pick_fwd",
-    sources=("tiny_kernel", "tiny_config"),
-    summary="y = factor · x",
-    features=(),
-    automatic=False,
-)
 
 
 @pytest.fixture
@@ -37,5 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelCache:
 def tiny(cache: KernelCache, monkeypatch: pytest.MonkeyPatch) -> KernelEntry:
     """The tiny kernel, registered as generation "tiny", with an empty cache."""
     monkeypatch.syspath_prepend(str(KERNELS))
+    from tiny_registry import TINY
+
     monkeypatch.setattr(registry, "KERNELS", (*registry.KERNELS, TINY))
     return TINY

@@ -1,0 +1,205 @@
+"""Make a bundle: compile a selection of kernels and write them so that no compiler is needed.
+
+``write_bundle`` works in a directory beside the output and renames it when it is complete: whoever
+looks sees the old bundle, the new one, or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import lzma
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cute_fa
+from cute_fa.build import keys, manifest
+from cute_fa.build.bundle import Bundle
+from cute_fa.build.compiled import Compiled
+from cute_fa.build.host import HOST_NAME
+from cute_fa.build.parallel import Progress, compile_many
+from cute_fa.build.presets import LeftOut, Selected, select
+from cute_fa.build.toolchain import link_shared, runtime_library, toolchain
+from cute_fa.errors import BundleError, UnsupportedError
+from cute_fa.target import get_target
+
+RUNTIME_FOLDER = "runtime"
+KERNEL_FOLDER = "kernels"
+_KEY_DIGITS = 12
+_PTX_COMPILER = re.compile(r"Cuda compilation tools, release ([\d.]+)")
+
+# Adds files to a bundle that is complete but for them: (folder, bundle) → what the manifest says.
+Extension = Callable[[Path, Bundle], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A bundle that has been written.
+
+    Attributes:
+        bundle: loaded from where it lies now.
+        left_out: what the presets ask for that no kernel serves.
+    """
+
+    bundle: Bundle
+    left_out: tuple[LeftOut, ...]
+
+
+def write_bundle(
+    output: Path,
+    *,
+    archs: Sequence[str],
+    presets: Sequence[str],
+    jobs: int | None = None,
+    with_runtime: bool = True,
+    progress: Progress | None = None,
+    extend: Extension | None = None,
+) -> Written:
+    """Compile the kernels of some presets for some architectures into a bundle.
+
+    Args:
+        output: the directory to make; a bundle that is there is replaced, anything else is not.
+        archs, presets: names of ``cute_fa.target.TARGETS`` and ``presets.PRESETS``.
+        jobs, progress: of ``compile_many``.
+        with_runtime: put the DSL's runtime library (44 MB) into the bundle; without it, the
+            machine that loads the bundle must have the very same one installed.
+        extend: adds files, e.g. results of the simulator.
+
+    Raises:
+        InvalidArgumentError: an unknown preset or architecture.
+        UnsupportedError: nothing of the presets is served on the architectures.
+        BundleError: something else than a bundle is in the way, or it cannot be written.
+        CompileError, MissingToolError: the compiler or the linker failed, or is not there.
+    """
+    _check_replaceable(output)
+    selected, left_out = select(presets, archs)
+    if not selected:
+        raise UnsupportedError(
+            "no kernel serves what the presets ask for on these architectures",
+            got=left_out[0].reason if left_out else None,
+        )
+    kernels = compile_many([each.request for each in selected], jobs=jobs, progress=progress)
+    document: dict[str, Any] = {
+        "cute_fa": cute_fa.__version__,
+        "sources": keys.source_digest(("cute_fa",)),
+        "toolchain": toolchain().key_parts(),
+        "cuda": {
+            "libraries": toolchain().flavour.removeprefix("cu"),
+            "code generator": _code_generator(kernels[0]),
+        },
+        "archs": list(dict.fromkeys(get_target(arch).arch for arch in archs)),
+        "presets": list(presets),
+        "left_out": [asdict(each) for each in left_out],
+        "runtime": _runtime_document(with_runtime),
+    }
+    with _staging(output) as folder:
+        if with_runtime:
+            (folder / RUNTIME_FOLDER).mkdir()
+            shutil.copyfile(runtime_library(), folder / document["runtime"]["file"])
+        (folder / KERNEL_FOLDER).mkdir()
+        document["kernels"] = [
+            _add_kernel(folder, each, kernel)
+            for each, kernel in zip(selected, kernels, strict=True)
+        ]
+        manifest.seal(folder, document)
+        bundle = Bundle(folder)
+        for kernel in bundle.kernels:
+            kernel.load_library()  # a library that does not load must not be shipped
+        if extend is not None:
+            manifest.seal(folder, {**document, **extend(folder, bundle)})
+    return Written(Bundle(output), left_out)
+
+
+def _add_kernel(folder: Path, selected: Selected, kernel: Compiled) -> dict[str, Any]:
+    """Write a kernel's files; its document in the manifest."""
+    name = "-".join((kernel.generation, kernel.direction, kernel.arch, kernel.key[:_KEY_DIGITS]))
+    stem = f"{KERNEL_FOLDER}/{name}"
+    files = {"library": f"{stem}.so", "ptx": f"{stem}.ptx.xz", "object": f"{stem}.o.xz"}
+    _link(kernel.host_object, folder / files["library"])
+    (folder / files["ptx"]).write_bytes(lzma.compress(kernel.ptx.encode(), preset=9))
+    (folder / files["object"]).write_bytes(lzma.compress(kernel.host_object, preset=9))
+    return {
+        "name": name,
+        "label": kernel.label,
+        "role": selected.role,
+        "generation": kernel.generation,
+        "direction": kernel.direction,
+        "arch": kernel.arch,
+        "variant": keys.plain(kernel.variant),
+        "config": {"class": type(kernel.config).__name__, "fields": asdict(kernel.config)},
+        "kernel_name": kernel.kernel_name,
+        "host_name": HOST_NAME,
+        "options": kernel.options,
+        "key": kernel.key,
+        "resources": kernel.resources.as_dict(),
+        "files": files,
+    }
+
+
+def _link(host_object: bytes, output: Path) -> None:
+    import tvm_ffi
+
+    with tempfile.TemporaryDirectory(prefix="cute_fa-") as scratch:
+        source = Path(scratch, "host.o")
+        source.write_bytes(host_object)
+        libraries = [runtime_library(), Path(tvm_ffi.libinfo.find_libtvm_ffi())]
+        link_shared([source], libraries, output, search_path=f"$ORIGIN/../{RUNTIME_FOLDER}")
+
+
+def _runtime_document(bundled: bool) -> dict[str, Any]:
+    path = runtime_library()
+    file = f"{RUNTIME_FOLDER}/{path.name}"
+    return {"file": file, "bundled": bundled, **manifest.checksum(path)}
+
+
+def _code_generator(kernel: Compiled) -> str | None:
+    """CUDA release of the compiler that wrote the PTX, as its first lines say."""
+    found = _PTX_COMPILER.search(kernel.ptx)
+    return found[1] if found else None
+
+
+def _check_replaceable(output: Path) -> None:
+    """That nothing but a bundle would be lost.
+
+    Raises:
+        BundleError: the output is there and is not a bundle.
+    """
+    if output.is_dir() and (not any(output.iterdir()) or (output / manifest.NAME).is_file()):
+        return
+    if output.exists() or output.is_symlink():
+        raise BundleError(
+            "something that is not a bundle is in the way",
+            got=str(output),
+            expected="a name that is free, an empty directory or a bundle to replace",
+            fix="choose another output, or remove it",
+        )
+
+
+@contextlib.contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """A directory beside ``output`` that takes its place if the block ends without an error."""
+    output = output.absolute()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    except OSError as error:
+        raise BundleError("a bundle cannot be written here", got=str(error)) from error
+    try:
+        folder = scratch / "new"
+        folder.mkdir(mode=0o755)
+        yield folder
+        _check_replaceable(output)
+        with contextlib.ExitStack() as undo:
+            if output.exists():
+                output.rename(scratch / "old")
+                undo.callback((scratch / "old").rename, output)
+            folder.rename(output)
+            undo.pop_all()
+    except OSError as error:
+        raise BundleError("a bundle could not be written", got=str(error)) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

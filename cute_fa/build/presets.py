@@ -1,0 +1,193 @@
+"""Which kernels go into a bundle: the named selections, and the candidates for tuning.
+
+A preset asks every rung for the same variants; what a rung does not serve on an architecture is
+left out, with the reason kept in the bundle's manifest.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cute_fa.build import registry
+from cute_fa.build.compile import Request
+from cute_fa.build.registry import KernelEntry
+from cute_fa.errors import InvalidArgumentError, UnsupportedError
+from cute_fa.problem import KernelVariant
+from cute_fa.target import Target, get_target
+
+DEFAULT, CANDIDATE = "default", "candidate"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A kernel that a preset asks for.
+
+    Attributes:
+        variant: what it must serve.
+        generations: the rungs that are asked; empty for every rung.
+        overrides: fields of the config, for a candidate.
+    """
+
+    variant: KernelVariant
+    generations: tuple[str, ...] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A kernel to compile, and whether launches choose it by themselves ("default")."""
+
+    request: Request
+    role: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A wish that a rung does not serve on an architecture."""
+
+    what: str
+    reason: str
+
+
+def _benchmark() -> Iterator[Wish]:
+    """The papers' shapes on every rung; FA1, the slowest, at two head dims in one dtype."""
+    for dtype, dim, causal in itertools.product(_HALVES, (64, 128, 256), (False, True)):
+        variant = KernelVariant(dtype, dim, dim, causal=causal)
+        yield Wish(variant, ("fa2", "fa3", "fa4"))
+        if dtype == "bfloat16" and dim < 256:
+            yield Wish(variant, ("fa1",))
+    for dim, causal in itertools.product((64, 128, 256), (False, True)):
+        yield Wish(KernelVariant("float8_e4m3fn", dim, dim, causal=causal), ("fa3", "fa4"))
+    for causal in (False, True):
+        dense = KernelVariant("bfloat16", 128, 128, causal=causal)
+        yield Wish(replace(dense, is_varlen=True), ("fa2", "fa3", "fa4"))
+
+
+def _check() -> Iterator[Wish]:
+    """Every feature once at a small head dim, and every class of head dims once."""
+    base = KernelVariant("bfloat16", 64, 64)
+    masks: tuple[dict[str, Any], ...] = (
+        {},
+        {"causal": True},
+        {"has_window_left": True, "has_window_right": True},
+        {"has_window_left": True, "causal": True},
+        {"has_window_left": True},
+        {"has_window_right": True},
+        {"has_softcap": True},
+        {"has_softcap": True, "causal": True},
+        {"is_varlen": True},
+        {"is_varlen": True, "causal": True},
+        {"is_varlen": True, "has_seqused_q": True, "has_seqused_k": True},
+    )
+    for features in masks:
+        yield Wish(replace(base, **features))
+    for dim, dim_v in ((8, 8), (40, 120), (96, 96), (128, 128), (192, 128), (256, 256)):
+        yield Wish(KernelVariant("bfloat16", dim, dim_v, causal=True))
+    yield Wish(KernelVariant("float16", 128, 128))
+    yield Wish(KernelVariant("float8_e4m3fn", 128, 128, causal=True))
+
+
+# Per rung: each line is a grid over fields of its config. Illegal combinations (registers, shared
+# memory, divisibility) are dropped by the config itself.
+CANDIDATES: Mapping[str, tuple[Mapping[str, Sequence[Any]], ...]] = {
+    "fa2": (
+        {"tile_m": (64, 128), "tile_n": (32, 64, 128), "num_threads": (128,), "stages": (1, 2)},
+        {"tile_m": (128, 192, 256), "tile_n": (32, 64, 128), "num_threads": (256,), "stages": (2,)},
+    ),
+    "fa3": (
+        {
+            "num_consumers": (2,),
+            "tile_n": (64, 80, 96, 112, 128, 144, 160, 176),
+            "stages": (2,),
+            "has_turns": (True, False),
+        },
+        {"num_consumers": (2,), "tile_n": (64, 96, 128), "stages": (3, 4)},
+        {"num_consumers": (3,), "tile_n": (48, 64, 80, 96, 112, 128), "stages": (2,)},
+    ),
+}
+
+
+def _tune() -> Iterator[Wish]:
+    """The candidates of ``CANDIDATES`` for the benchmark's bfloat16 variants."""
+    for dim, causal in itertools.product((64, 128, 256), (False, True)):
+        variant = KernelVariant("bfloat16", dim, dim, causal=causal)
+        for generation, grids in CANDIDATES.items():
+            for grid in grids:
+                for values in itertools.product(*grid.values()):
+                    overrides = dict(zip(grid, values, strict=True))
+                    yield Wish(variant, (generation,), overrides)
+
+
+def _all() -> Iterator[Wish]:
+    for name in ("benchmark", "check", "tune"):
+        yield from PRESETS[name].wishes()
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named selection of kernels."""
+
+    summary: str
+    wishes: Callable[[], Iterator[Wish]]
+
+
+_HALVES = ("float16", "bfloat16")
+PRESETS: Mapping[str, Preset] = {
+    "benchmark": Preset("the benchmark's shapes on every rung", _benchmark),
+    "check": Preset("every feature and class of head dims, for tools/gpu_check.py", _check),
+    "tune": Preset("candidate configurations, for gpu_check.py --tune", _tune),
+    "all": Preset("benchmark, check and tune", _all),
+}
+
+
+def select(
+    presets: Sequence[str], archs: Sequence[str | Target]
+) -> tuple[tuple[Selected, ...], tuple[LeftOut, ...]]:
+    """The kernels of some presets for some architectures, each once, and what is not served.
+
+    A candidate that equals the default config is the default.
+
+    Raises:
+        InvalidArgumentError: an unknown preset or architecture, or none.
+    """
+    targets = [get_target(arch) for arch in archs]
+    for name in presets:
+        if name not in PRESETS:
+            raise InvalidArgumentError(
+                "unknown preset", got=repr(name), expected=", ".join(PRESETS)
+            )
+    if not targets or not presets:
+        raise InvalidArgumentError(
+            "a bundle needs an architecture and a preset",
+            got=f"{len(targets)} architectures, {len(presets)} presets",
+            expected="at least one of each",
+        )
+    wishes = [wish for name in presets for wish in PRESETS[name].wishes()]
+    # Defaults first, so that a candidate that equals one does not take its place.
+    wishes.sort(key=lambda wish: bool(wish.overrides))
+    selected: dict[tuple[Any, ...], Selected] = {}
+    left_out: dict[str, LeftOut] = {}
+    for wish, target, entry in itertools.product(wishes, targets, _entries()):
+        if wish.generations and entry.generation not in wish.generations:
+            continue
+        request = Request(entry, wish.variant, target, wish.overrides)
+        try:
+            config = request.config
+        except UnsupportedError as error:
+            left_out.setdefault(request.label, LeftOut(request.label, str(error)))
+            continue
+        except InvalidArgumentError:
+            if not wish.overrides:
+                raise
+            continue  # a point of a candidate grid that the config refuses
+        role = CANDIDATE if wish.overrides else DEFAULT
+        key = (entry.generation, target.arch, wish.variant, config)
+        selected.setdefault(key, Selected(request, role))
+    return tuple(selected.values()), tuple(left_out.values())
+
+
+def _entries() -> tuple[KernelEntry, ...]:
+    return tuple(entry for entry in registry.KERNELS if entry.direction == "fwd")
