@@ -9,10 +9,13 @@
  * Handles (libraries, kernels) are small integers that Python hands out, cast to pointers.
  * Return values are cudaError_t codes.
  */
+#include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 enum {
   CUDA_SUCCESS = 0,
@@ -249,8 +252,8 @@ void RUNTIME(CuteDSLRT_TVMFFISetRaisedCudaLaunchError)(
 }
 
 /* DLPack's C exchange interface of a tensor type (dlpack.h, DLPackExchangeAPI), with CPU tensors
- * reported as tensors of CUDA device 0 while a simulated device is entered. Consumers keep the
- * table, so it exists once and is switched on and off. */
+ * reported as tensors of CUDA device 0 while a simulated device is entered. Consumers remember the
+ * address of the table, maybe since before the first device, so the table itself is changed. */
 
 typedef struct {
   uint32_t major, minor;
@@ -269,11 +272,10 @@ typedef struct {
 
 enum { DL_CPU = 1, DL_CUDA = 2, MANAGED_TENSOR_OFFSET = 32 };
 
-static ExchangeApi original, wrapped;
-static int cpu_is_cuda;
+static ExchangeApi original;
 
 static void to_cuda(TensorHead *tensor) {
-  if (cpu_is_cuda && tensor->device_type == DL_CPU) {
+  if (tensor->device_type == DL_CPU) {
     tensor->device_type = DL_CUDA;
     tensor->device = 0;
   }
@@ -292,17 +294,21 @@ static int tensor_from_object(void *object, void *out) {
 }
 
 static int current_work_stream(int device_type, int32_t device, void **stream) {
-  if (!cpu_is_cuda) return original.current_work_stream(device_type, device, stream);
   *stream = NULL;
   return 0;
 }
 
-const void *cute_fa_sim_wrap_exchange_api(const ExchangeApi *api) {
-  original = wrapped = *api;
-  wrapped.managed_from_object = managed_from_object;
-  if (api->tensor_from_object) wrapped.tensor_from_object = tensor_from_object;
-  if (api->current_work_stream) wrapped.current_work_stream = current_work_stream;
-  return &wrapped;
+/* Change the table at ``api``, or change it back; 0, or an errno if its memory stays read-only. */
+int cute_fa_sim_cpu_is_cuda(ExchangeApi *api, int yes) {
+  uintptr_t page = (uintptr_t)api & -(uintptr_t)sysconf(_SC_PAGESIZE);
+  if (mprotect((void *)page, (uintptr_t)(api + 1) - page, PROT_READ | PROT_WRITE)) return errno;
+  if (!yes) {
+    *api = original;
+    return 0;
+  }
+  original = *api;
+  api->managed_from_object = managed_from_object;
+  if (api->tensor_from_object) api->tensor_from_object = tensor_from_object;
+  if (api->current_work_stream) api->current_work_stream = current_work_stream;
+  return 0;
 }
-
-void cute_fa_sim_cpu_is_cuda(int yes) { cpu_is_cuda = yes; }

@@ -24,7 +24,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cute_fa import env
-from cute_fa.errors import CacheError, CompileError, InvalidArgumentError, MissingToolError
+from cute_fa.errors import (
+    CacheError,
+    CompileError,
+    InvalidArgumentError,
+    MissingToolError,
+    UnsupportedError,
+)
 from cute_fa.sim.tensor_map_request import TensorMapRequest, encode_request
 from cute_fa.target import Target
 
@@ -300,16 +306,17 @@ class Runtime:
             return calls[-1]
         return None if self.ambient is None else self.ambient()
 
-    def exchange_api(self, original: int) -> int:
-        """Wrap the DLPackExchangeAPI at this address; see ``runtime.c``."""
-        wrap = self._library.cute_fa_sim_wrap_exchange_api
-        wrap.restype, wrap.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-        address: int = wrap(original)
-        return address
-
-    def set_cpu_is_cuda(self, yes: bool) -> None:
-        """Whether the wrapped DLPackExchangeAPI says that CPU tensors are on device 0."""
-        self._library.cute_fa_sim_cpu_is_cuda(int(yes))
+    def set_cpu_is_cuda(self, exchange_api: int, yes: bool) -> None:
+        """Whether the DLPackExchangeAPI at this address says that CPU tensors are on device 0."""
+        change = self._library.cute_fa_sim_cpu_is_cuda
+        change.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        error = change(exchange_api, int(yes))
+        if error:
+            raise UnsupportedError(
+                "the table of torch's DLPack interface cannot be changed",
+                got=os.strerror(error),
+                expected="memory that this process may write",
+            )
 
     def _guarded(self, name: str) -> Callable[..., int]:
         method = getattr(self, f"_{name}")

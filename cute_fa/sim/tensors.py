@@ -28,7 +28,7 @@ _DL_CPU = 1
 _DL_CUDA = 2
 _DEVICE_OFFSET = 8
 
-_API_NAME = b"dlpack_exchange_api"  # capsules keep a pointer to it
+_API_NAME = b"dlpack_exchange_api"
 
 _get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _get_pointer.restype = ctypes.c_void_p
@@ -82,29 +82,15 @@ def is_torch_tensor(value: Any) -> bool:
 
 
 def wrap_exchange_api(patches: Patches) -> None:
-    """Have compiled code that reads torch tensors through DLPack's C interface see CUDA tensors.
-
-    TVM-FFI remembers the interface of a type at the first call with such an argument: a process
-    that calls a bare ``tvm_ffi.Function`` with torch tensors before its first simulated device
-    must convert them (``to_tvm_ffi``) afterwards. Functions that the DSL compiled do so by
-    themselves.
-    """
+    """Have compiled code that reads torch tensors through DLPack's C interface see CUDA tensors."""
     import torch
 
-    name = "__dlpack_c_exchange_api__"
-    if not hasattr(torch.Tensor, name):  # versions of torch before the interface
+    capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    if capsule is None:  # versions of torch before the interface
         return
-    patches.set(torch.Tensor, name, _wrapped_exchange_api(getattr(torch.Tensor, name)))
-    runtime().set_cpu_is_cuda(True)
-    patches.on_undo(lambda: runtime().set_cpu_is_cuda(False))
-
-
-@functools.cache
-def _wrapped_exchange_api(capsule: Any) -> Any:
-    new_capsule = ctypes.pythonapi.PyCapsule_New
-    new_capsule.restype = ctypes.py_object
-    new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    return new_capsule(runtime().exchange_api(_get_pointer(capsule, _API_NAME)), _API_NAME, None)
+    table = _get_pointer(capsule, _API_NAME)
+    runtime().set_cpu_is_cuda(table, True)
+    patches.on_undo(lambda: runtime().set_cpu_is_cuda(table, False))
 
 
 @plain_torch
