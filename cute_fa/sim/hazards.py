@@ -189,6 +189,10 @@ _RULES = (
         "tensor memory accesses ordered by relaxed synchronisation without the tcgen05 fences",
         optional=True,
     ),
+    Rule("tensor-descriptor", ERROR, "a tcgen05 descriptor or address that the ISA does not allow"),
+    Rule("tensor-cta-group", ERROR, "CTA groups mixed in one kernel, or a pair that is none"),
+    Rule("tensor-scale-factors", ERROR, "scale factors that differ between lane partitions"),
+    Rule("tensor-uncommitted", ERROR, "a thread exits with tcgen05 work that no commit tracks"),
     Rule("membermask", ERROR, "a warp instruction is executed by a lane outside its member mask"),
     Rule("shuffle-inactive-lane", ERROR, "shfl reads from a lane that does not take part"),
 )
