@@ -158,9 +158,8 @@ class Sequence:
 
 @dataclass(frozen=True)
 class DenseSequences:
-    """B sequences of one length each for queries and keys."""
+    """Sequences of one length for all queries and one for all keys."""
 
-    batch: cutlass.Int32
     band: Band
 
     @property
@@ -173,7 +172,7 @@ class DenseSequences:
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """B sequences one behind the other, of which the first rows count if there is a seqused.
+    """Sequences one behind the other, of which the first rows count if there is a seqused.
 
     Attributes:
         cu_seqlens_q, cu_seqlens_k: (B + 1) int32, where each sequence begins; its end is the next.
@@ -188,10 +187,6 @@ class PackedSequences:
     seqused_k: cute.Tensor | None
     max_seqlen_q: cutlass.Int32
     window: Window
-
-    @property
-    def batch(self) -> cutlass.Int32:
-        return cute.size(self.cu_seqlens_q) - 1
 
     def of(self, batch: cutlass.Int32) -> Sequence:
         """Lengths from global memory; a seqused beyond its sequence ends with the sequence."""
@@ -222,4 +217,9 @@ def sequences(
     """
     if lengths:
         return PackedSequences(*lengths, window)
-    return DenseSequences(mQ.shape[0], window.around(SeqlenInfo(mQ.shape[1], mK.shape[1])))
+    return DenseSequences(window.around(SeqlenInfo(mQ.shape[1], mK.shape[1])))
+
+
+def num_sequences(mQ: cute.Tensor, lengths: tuple) -> cutlass.Int32:
+    """B of a launch, from the same."""
+    return cute.size(lengths[0]) - 1 if lengths else mQ.shape[0]

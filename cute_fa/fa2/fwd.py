@@ -39,7 +39,15 @@ from cute_fa.blocks.gemm import Operand, gemm_reg_smem, gemm_smem_smem, operand_
 from cute_fa.blocks.mask import mask_scores
 from cute_fa.blocks.mma import as_operand_a, row_offset, tiled_mma_rows
 from cute_fa.blocks.scores import ScoreScale, cap_scores, fold_scale_sign, score_scale
-from cute_fa.blocks.seqlen import Band, DenseSequences, PackedSequences, Window, sequences
+from cute_fa.blocks.seqlen import (
+    Band,
+    DenseSequences,
+    PackedSequences,
+    Sequence,
+    Window,
+    num_sequences,
+    sequences,
+)
 from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
 from cute_fa.blocks.softmax import OnlineSoftmax
 from cute_fa.blocks.tiles import MMA_M, WARP_THREADS
@@ -70,17 +78,6 @@ class RingLoad:
     smem: cute.Tensor
     coords: cute.Tensor
     columns: cutlass.Constexpr
-
-
-@dataclass(frozen=True)
-class HeadTensors:
-    """One query head of one sequence, with the K/V head that it reads."""
-
-    gQ: cute.Tensor  # (Sq, D)
-    gK: cute.Tensor  # (Sk, D)
-    gV: cute.Tensor  # (Sk, Dv)
-    gO: cute.Tensor  # (Sq, Dv)
-    gLSE: cute.Tensor  # (Sq) fp32
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ class Fa2Fwd:
             grid=[
                 cute.ceil_div(launched.max_seqlen_q, cfg.tile_m),
                 mQ.shape[-2],
-                launched.batch,
+                num_sequences(mQ, lengths),
             ],
             block=[cfg.num_threads, 1, 1],
             # Said aloud, so that the compiler does not spill to fit a third CTA on an SM.
@@ -156,33 +153,34 @@ class Fa2Fwd:
         launched: DenseSequences | PackedSequences,
     ):
         cfg = self.config
+        tidx, _, _ = cute.arch.thread_idx()
         m_block, head, batch = cute.arch.block_idx()
         if cutlass.const_expr(cfg.is_causal):
             # Later rows see more keys: they start first, so that no long tile is left for the end.
             m_block = cute.arch.grid_dim()[0] - 1 - m_block
         sequence = launched.of(batch)
-        head_kv = head // (mQ.shape[-2] // mK.shape[-2])
-        tensors = HeadTensors(
-            gQ=sequence.rows_q(mQ, head),
-            gK=sequence.rows_k(mK, head_kv),
-            gV=sequence.rows_k(mV, head_kv),
-            gO=sequence.rows_q(mO, head),
-            gLSE=sequence.row_values(mLSE, head),
-        )
+        tensors = (mQ, mK, mV, mO, mLSE)
         if cutlass.const_expr(cfg.is_varlen):
             # The grid is as long as the longest sequence.
             if m_block * cfg.tile_m < sequence.seqlen.seqlen_q:
-                self.row_tile(tensors, sequence.band, scores, m_block)
+                self.row_tile(tensors, sequence, head, m_block, scores, tidx)
         else:
-            self.row_tile(tensors, sequence.band, scores, m_block)
+            self.row_tile(tensors, sequence, head, m_block, scores, tidx)
 
     @cute.jit
     def row_tile(
-        self, tensors: HeadTensors, band: Band, scores: ScoreScale, m_block: cutlass.Int32
+        self,
+        tensors: tuple[cute.Tensor, ...],
+        sequence: Sequence,
+        head: cutlass.Int32,
+        m_block: cutlass.Int32,
+        scores: ScoreScale,
+        tidx: cutlass.Int32,
     ):
-        """O and LSE of query rows m_block · tile_m … of one head of one sequence."""
-        cfg = self.config
-        tidx, _, _ = cute.arch.thread_idx()
+        """O and LSE of rows m_block · tile_m … of one head of one sequence."""
+        cfg, band = self.config, sequence.band
+        mQ, mK, mV, mO, mLSE = tensors
+        head_kv = head // (mQ.shape[-2] // mK.shape[-2])
         blocks = key_blocks(band, m_block, cfg.tile_m, cfg.tile_n)
 
         # -- storage
@@ -196,8 +194,8 @@ class Fa2Fwd:
         sV = shared_tile(memory_v, cfg.tile_n, cfg.padded_dv, cfg.stages)  # (N, Dv, stage)
 
         # -- tiles
-        load_k = self._ring_load(tensors.gK, sK, tidx, cfg.head_dim)
-        load_v = self._ring_load(tensors.gV, sV, tidx, cfg.head_dim_v)
+        load_k = self._ring_load(sequence.rows_k(mK, head_kv), sK, tidx, cfg.head_dim)
+        load_v = self._ring_load(sequence.rows_k(mV, head_kv), sV, tidx, cfg.head_dim_v)
         tiled_mma = tiled_mma_rows(self.dtype, cfg.num_warps)
         thr_mma = tiled_mma.get_slice(tidx)
         acc_O = cute.make_rmem_tensor(
@@ -227,7 +225,7 @@ class Fa2Fwd:
 
         # -- loop
         if blocks.count > 0:
-            self.prologue(tile, tensors.gQ, sQ, tidx)
+            self.prologue(tile, sequence.rows_q(mQ, head), sQ, tidx)
         for i in cutlass.range(blocks.n_stop - blocks.n_full_stop, unroll=1):
             self.attend(tile, blocks.n_stop - 1 - i, is_masked=True)
         for i in cutlass.range(blocks.n_full_stop - blocks.n_full_start, unroll=1):
@@ -237,8 +235,8 @@ class Fa2Fwd:
                 self.attend(tile, blocks.n_full_start - 1 - i, is_masked=True)
 
         # -- results
-        self.store_lse(tile, tensors.gLSE)
-        self.store_o(tile, tensors.gO, sO, tidx)
+        self.store_lse(tile, sequence.row_values(mLSE, head))
+        self.store_o(tile, sequence.rows_q(mO, head), sO, tidx)
 
     def _allocate(self, smem: cutlass.memory.SmemAllocator, num_bytes: int) -> cute.Pointer:
         """Shared memory for elements of the kernel's dtype, aligned for any swizzle."""
