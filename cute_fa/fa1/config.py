@@ -187,10 +187,14 @@ class Fa1FwdConfig:
         return " + ".join(f"{name} {size}" for name, size in self.smem_parts.items())
 
     def workspace(self, batch: int, seqlen_q: int, heads_q: int) -> tuple[Workspace, ...]:
-        """O unrounded but normalised, m in log2 units and l, as the outer loop leaves them."""
-        stats = (batch, heads_q, seqlen_q)
+        """O unrounded but normalised, m in log2 units and l, as the outer loop leaves them.
+
+        Of packed sequences, ``seqlen_q`` is Tq and the tensors have no batch dimension.
+        """
+        outer = () if self.is_varlen else (batch,)
+        stats = (*outer, heads_q, seqlen_q)
         return (
-            Workspace("o_accum", (batch, seqlen_q, heads_q, self.head_dim_v), "float32"),
+            Workspace("o_accum", (*outer, seqlen_q, heads_q, self.head_dim_v), "float32"),
             Workspace("row_max", stats, "float32"),
             Workspace("row_sum", stats, "float32"),
         )
@@ -219,7 +223,7 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa1FwdConfig:
     Raises:
         UnsupportedError: dtype or head dims that FA1 does not serve.
     """
-    check_served("FA1", variant, dtypes=DTYPES)
+    check_served("FA1", variant, dtypes=DTYPES, has_varlen=True)
     dim = round_up(max(variant.head_dim, variant.head_dim_v), HEAD_DIM_PADDING)
     br, bc = paper_tiles(dim, target.smem_per_block_bytes)
     largest_n = min(max(64, bc // 64 * 64), MAX_TILE_N)
@@ -256,5 +260,8 @@ def _make(
         has_window_left=variant.has_window_left,
         has_window_right=variant.has_window_right,
         has_softcap=variant.has_softcap,
+        is_varlen=variant.is_varlen,
+        has_seqused_q=variant.has_seqused_q,
+        has_seqused_k=variant.has_seqused_k,
         smem_limit_bytes=target.smem_per_block_bytes,
     )

@@ -9,7 +9,7 @@ from cute_fa.blocks.block_range import key_blocks
 from cute_fa.blocks.copies import async_load_copy, copy_tile, shared_tile
 from cute_fa.blocks.math import LOG2_E
 from cute_fa.blocks.query_range import query_blocks
-from cute_fa.blocks.seqlen import Band, SeqlenInfo, clamp_window
+from cute_fa.blocks.seqlen import Sequence, Window, num_sequences, sequences
 from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
 from cute_fa.fa1.config import Fa1FwdConfig
 from cute_fa.fa1.fwd_context import Fa1Context, HeadTensors, SharedTensors, Visit
@@ -60,19 +60,20 @@ class Fa1Fwd:
     @cute.jit
     def __call__(
         self,
-        mQ: cute.Tensor,  # (B, Sq, Hq, D)
-        mK: cute.Tensor,  # (B, Sk, Hk, D)
-        mV: cute.Tensor,  # (B, Sk, Hk, Dv)
-        mO: cute.Tensor,  # (B, Sq, Hq, Dv)
-        mLSE: cute.Tensor,  # (B, Hq, Sq) fp32, natural log
-        mOaccum: cute.Tensor,  # (B, Sq, Hq, Dv) fp32
-        mRowMax: cute.Tensor,  # (B, Hq, Sq) fp32
-        mRowSum: cute.Tensor,  # (B, Hq, Sq) fp32
+        mQ: cute.Tensor,  # (B, Sq, Hq, D), or packed (Tq, Hq, D)
+        mK: cute.Tensor,  # (B, Sk, Hk, D) or (Tk, Hk, D)
+        mV: cute.Tensor,  # (B, Sk, Hk, Dv) or (Tk, Hk, Dv)
+        mO: cute.Tensor,  # (B, Sq, Hq, Dv) or (Tq, Hq, Dv)
+        mLSE: cute.Tensor,  # (B, Hq, Sq) or (Hq, Tq) fp32, natural log
+        mOaccum: cute.Tensor,  # (B, Sq, Hq, Dv) or (Tq, Hq, Dv) fp32
+        mRowMax: cute.Tensor,  # (B, Hq, Sq) or (Hq, Tq) fp32
+        mRowSum: cute.Tensor,  # (B, Hq, Sq) or (Hq, Tq) fp32
         softmax_scale: Float32,
         softcap: Float32,
         window_left: Int32,
         window_right: Int32,
         stream,
+        *lengths,  # of packed sequences: blocks.signature
     ):
         """Launch on grid (Hq, B); softcap and window bounds are read by variants that have them."""
         cfg = self.config
@@ -81,9 +82,10 @@ class Fa1Fwd:
             score_scale = softmax_scale / softcap * (2.0 * LOG2_E)
         else:
             score_scale = softmax_scale * LOG2_E
-        heads = (mQ, mK, mV, mO, mLSE, mOaccum, mRowMax, mRowSum)
-        self.kernel(heads, score_scale, softcap * LOG2_E, window_left, window_right).launch(
-            grid=[mQ.shape[2], mQ.shape[0], 1],
+        tensors = (mQ, mK, mV, mO, mLSE, mOaccum, mRowMax, mRowSum)
+        bounds = (window_left, window_right)
+        self.kernel(tensors, score_scale, softcap * LOG2_E, bounds, lengths).launch(
+            grid=[mQ.shape[-2], num_sequences(mQ, lengths), 1],
             block=[cfg.num_threads, 1, 1],
             stream=stream,
         )
@@ -94,18 +96,18 @@ class Fa1Fwd:
         tensors: tuple[cute.Tensor, ...],
         score_scale: Float32,
         softcap_log2: Float32,
-        window_left: Int32,
-        window_right: Int32,
+        bounds: tuple[Int32, Int32],
+        lengths: tuple,
     ):
         cfg = self.config
         tidx, _, _ = cute.arch.thread_idx()
         head, batch, _ = cute.arch.block_idx()
-        gmem = _select_head(tensors, head, batch)
-        seqlen = SeqlenInfo(cute.size(gmem.gQ, mode=[0]), cute.size(gmem.gK, mode=[0]))
+        mQ, mK = tensors[:2]
+        sequence = sequences(mQ, mK, Window.of(cfg, *bounds), lengths).of(batch)
         ctx = Fa1Context(
             config=cfg,
-            band=_band(cfg, seqlen, window_left, window_right),
-            gmem=gmem,
+            band=sequence.band,
+            gmem=_select_head(tensors, head, sequence),
             smem=_allocate_shared(cfg),
             score_scale=score_scale,
             softcap_log2=softcap_log2,
@@ -176,26 +178,19 @@ def _load_rows(
     )
 
 
-def _select_head(tensors: tuple[cute.Tensor, ...], head: Int32, batch: Int32) -> HeadTensors:
+def _select_head(tensors: tuple[cute.Tensor, ...], head: Int32, sequence: Sequence) -> HeadTensors:
     mQ, mK, mV, mO, mLSE, mOaccum, mRowMax, mRowSum = tensors
-    head_kv = head // (mQ.shape[2] // mK.shape[2])
+    head_kv = head // (mQ.shape[-2] // mK.shape[-2])
     return HeadTensors(
-        gQ=mQ[batch, None, head, None],
-        gK=mK[batch, None, head_kv, None],
-        gV=mV[batch, None, head_kv, None],
-        gO=mO[batch, None, head, None],
-        gLSE=mLSE[batch, head, None],
-        gOaccum=mOaccum[batch, None, head, None],
-        gRowMax=mRowMax[batch, head, None],
-        gRowSum=mRowSum[batch, head, None],
+        gQ=sequence.rows_q(mQ, head),
+        gK=sequence.rows_k(mK, head_kv),
+        gV=sequence.rows_k(mV, head_kv),
+        gO=sequence.rows_q(mO, head),
+        gLSE=sequence.row_values(mLSE, head),
+        gOaccum=sequence.rows_q(mOaccum, head),
+        gRowMax=sequence.row_values(mRowMax, head),
+        gRowSum=sequence.row_values(mRowSum, head),
     )
-
-
-def _band(cfg: Fa1FwdConfig, seqlen: SeqlenInfo, window_left: Int32, window_right: Int32) -> Band:
-    left = clamp_window(window_left, seqlen) if cfg.has_window_left else None
-    right = clamp_window(window_right, seqlen) if cfg.has_window_right else None
-    right = Int32(0) if cfg.is_causal else right
-    return Band(seqlen, left, right, is_within_k=cfg.is_causal)
 
 
 def _allocate_shared(cfg: Fa1FwdConfig) -> SharedTensors:
