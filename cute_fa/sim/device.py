@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from cute_fa import env, ptx
-from cute_fa.errors import CompileError, CuteFAError, InvalidArgumentError, UnsupportedError
+from cute_fa.errors import CompileError, CuteFAError, InvalidTypeError, UnsupportedError
 from cute_fa.sim import hosts, tensors
 from cute_fa.sim.memory import GlobalMemory
 from cute_fa.sim.runtime import LaunchRequest, runtime
@@ -19,8 +19,6 @@ from cute_fa.target import Target, get_target, runs_on
 
 if TYPE_CHECKING:
     from cute_fa.sim.execute import Launch
-
-COMPLETIONS = ("eager", "late", "random")
 
 # One host function runs at a time: the DSL's loaders are not thread-safe, and a launch uses the
 # machine's cores by itself.
@@ -65,17 +63,13 @@ class Device:
         workers: int | None = None,
         trace: bool = False,
     ) -> None:
-        if completion not in COMPLETIONS:
-            raise InvalidArgumentError(
-                "unknown completion policy", got=repr(completion), expected=" | ".join(COMPLETIONS)
-            )
         self.target = get_target(arch)
         self.options = SimOptions(
             arch=self.target.arch,
             completion=completion,
             seed=seed,
             strict=strict,
-            checks=checks if isinstance(checks, bool) else frozenset(checks),
+            checks=_rule_names(checks),
             workers=env.sim_workers() if workers is None else workers,
             trace=trace,
         )
@@ -156,6 +150,18 @@ class Device:
     def ambient_call(self) -> AmbientCall:
         """What receives launches of compiled code that other compiled code calls."""
         return AmbientCall(self)
+
+
+def _rule_names(checks: object) -> bool | frozenset[str]:
+    if isinstance(checks, bool):
+        return checks
+    if isinstance(checks, Iterable) and not isinstance(checks, str):
+        return frozenset(checks)
+    raise InvalidTypeError(
+        "checks does not name rules",
+        got=f"{checks!r} ({type(checks).__name__})",
+        expected="True, False, or a list of rule names",
+    )
 
 
 class AmbientCall:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cute_fa import ptx
+from cute_fa.errors import InvalidArgumentError, InvalidTypeError
 from cute_fa.sim import isa, shared_layout
 from cute_fa.sim.counters import Counters
+from cute_fa.sim.hazards import selected_rules
 from cute_fa.sim.isa import Mask, Ticket, WaitReason
 from cute_fa.sim.lanes import WARP_LANES, LaneSet, LaneSpace, Rect
 
 if TYPE_CHECKING:
     from cute_fa.sim.hazards import Hazard
     from cute_fa.sim.memory import GlobalMemory
+    from cute_fa.sim.pending_grid import PendingGrid
     from cute_fa.sim.program import Program
     from cute_fa.sim.trace import WaveTrace
 
@@ -52,6 +56,9 @@ class LaunchConfig:
         return self.cluster[0] * self.cluster[1] * self.cluster[2]
 
 
+COMPLETIONS = ("eager", "late", "random")
+
+
 @dataclass(frozen=True)
 class SimOptions:
     """How to simulate.
@@ -79,9 +86,41 @@ class SimOptions:
     max_block_steps: int = 50_000_000
     trace: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises InvalidTypeError or InvalidArgumentError for a field that means nothing."""
+        if self.completion not in COMPLETIONS:
+            raise InvalidArgumentError(
+                "unknown completion policy",
+                got=repr(self.completion),
+                expected=" | ".join(COMPLETIONS),
+            )
+        for name, least in (("seed", 0), ("workers", 1), ("max_block_steps", 1)):
+            _check_count(name, getattr(self, name), least)
+        if self.max_resident_ctas is not None:
+            _check_count("max_resident_ctas", self.max_resident_ctas, 1)
+        for name in ("strict", "trace"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidTypeError(
+                    f"{name} is not a bool", got=repr(getattr(self, name)), expected="True or False"
+                )
+        selected_rules(self.checks)
+
     def checks_rule(self, rule: str) -> bool:
         """Whether hazards of this rule are looked for."""
         return self.checks if isinstance(self.checks, bool) else rule in self.checks
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InvalidTypeError(
+            f"{name} is not an integer",
+            got=f"{value!r} ({type(value).__name__})",
+            expected=f"an integer of at least {least}",
+        )
+    if int(value) < least:
+        raise InvalidArgumentError(
+            f"{name} is too small", got=value, expected=f"an integer of at least {least}"
+        )
 
 
 class Wave:
@@ -107,6 +146,7 @@ class Wave:
         rng: the wave's own seeded generator, for random completion.
         program: the prepared kernel; :meth:`register` looks registers up in it.
         steps: block executions so far.
+        pending: the grid's clusters that have not been started; None where nobody asks for them.
         trace: the record being kept, or None.
     """
 
@@ -149,6 +189,7 @@ class Wave:
         self.regs: dict[str, np.ndarray] = {}
         self.program = program
         self.steps = 0
+        self.pending: PendingGrid | None = None
         self.trace: WaveTrace | None = None
 
     def register(self, name: str) -> np.ndarray:

@@ -19,7 +19,12 @@ import torch
 from cuda.bindings import driver
 from cutlass.cute.runtime import from_dlpack, make_ptr
 
-from cute_fa.errors import CompileError, InvalidArgumentError, UnsupportedError
+from cute_fa.errors import (
+    CompileError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    UnsupportedError,
+)
 from cute_fa.sim import hosts
 from cute_fa.sim.device import Device, current_device
 from cute_fa.target import TARGETS, get_target
@@ -507,3 +512,23 @@ def test_memory_forgets_the_tensors_after_the_call(quiet: dict[str, Any]) -> Non
         run = dev.compile(programs.scale, *programs.symbolic_scale_arguments(), options=FFI)
         run(x, y, 3.0)
         assert dev.memory.regions == ()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"completion": "lazy"}, "completion"),
+        ({"seed": "x"}, "seed is not an integer"),
+        ({"seed": -1}, "seed is too small"),
+        ({"workers": 0}, "workers is too small"),
+        ({"workers": True}, "workers is not an integer"),
+        ({"strict": 1}, "strict is not a bool"),
+        ({"trace": "yes"}, "trace is not a bool"),
+        ({"checks": "shared-race"}, "checks does not name rules"),
+        ({"checks": 3}, "checks does not name rules"),
+        ({"checks": ["rice"]}, "unknown hazard rule"),
+    ],
+)
+def test_a_device_refuses_options_that_mean_nothing(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises((InvalidArgumentError, InvalidTypeError), match=message):
+        Device("sm_80", **wrong)
