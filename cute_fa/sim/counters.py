@@ -29,6 +29,7 @@ DESCRIPTIONS: dict[str, str] = {
     "bulk_copies": "bulk copies, one per thread that issues one",
     "tensor_copies": "tensor copies (TMA), one per thread that issues one",
     "bulk_repeats": "bulk and tensor stores that repeat what an earlier lane of the warp issued",
+    "clusters_cancelled": "clusters whose work a running CTA took over (cluster launch control)",
     "barrier_waits": "barrier waits, one per warp",
 }
 """Every counter's name and meaning; ``<…>`` stands for one of several keys."""

@@ -18,6 +18,7 @@ from cute_fa.sim.hazards import Hazard, HazardError
 from cute_fa.sim.lanes import WARP_LANES
 from cute_fa.sim.machine import Machine
 from cute_fa.sim.memory import GlobalMemory
+from cute_fa.sim.pending_grid import PendingGrid, cancels
 from cute_fa.sim.program import CompiledBlock, Program, prepare
 from cute_fa.sim.schedule import Scheduler
 from cute_fa.sim.trace import Trace, WaveTrace
@@ -44,7 +45,7 @@ class Launch:
         counters: totals over all CTAs.
         hazards: findings in the order of the waves, equal ones merged; empty when clean.
         seconds: wall time of the simulation.
-        ctas: CTAs that were run; waves: groups in which they ran; processes: at most at one time.
+        ctas: CTAs of the grid; waves: groups in which they ran; processes: at most at one time.
         activity: executions of each block by each warp of a CTA, and by its lanes, over all CTAs:
             two int64 arrays ``(blocks, W)``.
         trace: what every warp did, if the options asked for it.
@@ -136,7 +137,6 @@ def execute(
     waves = plan_waves(program, config, options)
     launch = Launch(config.kernel, config.grid, config.block, config.cluster, config.smem_bytes)
     launch.ctas = sum(len(ids) for ids in waves)
-    launch.waves = len(waves)
     variables = {
         name: memory.register(data, name=f"variable {name}").base
         for name, data in program.variables.items()
@@ -145,6 +145,7 @@ def execute(
     # Overflow, division by zero and NaN are ordinary results in PTX.
     with np.errstate(all="ignore"), one_blas_thread():
         results = _run_waves(runner, waves, launch)
+    launch.waves = len(results)
     program.save()
     _collect(launch, program, results)
     launch.seconds = time.perf_counter() - started
@@ -207,6 +208,9 @@ def plan_waves(program: Program, config: LaunchConfig, options: SimOptions) -> l
     rz, ry, rx = np.indices((cluster[2], cluster[1], cluster[0])).reshape(3, -1)
     ids = (corners[:, None, :] + np.stack([rx, ry, rz], axis=1)[None]).reshape(-1, 3)
     size = _wave_ctas(program, config, options)
+    if cancels(program.kernel):  # leave some clusters to be cancelled
+        clusters = len(ids) // config.cluster_ctas
+        size = min(size, -(-clusters // 2) * config.cluster_ctas)
     pieces = -(-len(ids) // size)
     clusters_per_wave = -(-(len(ids) // config.cluster_ctas) // pieces)
     step = clusters_per_wave * config.cluster_ctas
@@ -250,6 +254,7 @@ class _Runner:
         self.variables = variables
         self.machines: dict[int, Machine] = {}
         self.subsystems = isa.subsystems()
+        self.pending: PendingGrid | None = None
 
     def run(self, index: int, cta_ids: np.ndarray) -> WaveResult:
         """Run one wave; a strict hazard ends it and is returned, not raised."""
@@ -263,6 +268,7 @@ class _Runner:
             program=self.program,
             index=index,
         )
+        wave.pending = self.pending
         machine = self.machines.get(wave.num_ctas)
         if machine is None:
             machine = Machine(self.program, wave.num_warps, wave.num_ctas, self.config.params)
@@ -288,8 +294,14 @@ def _run_waves(runner: _Runner, waves: Sequence[np.ndarray], launch: Launch) -> 
     results: list[WaveResult] = []
     options = runner.options
     alone = options.workers <= 1 or options.trace or is_ordered(runner.program.kernel)
+    if cancels(runner.program.kernel):
+        runner.pending = PendingGrid(waves, runner.config.cluster_ctas)
     for index, ids in enumerate(waves):
         started = time.perf_counter()
+        if runner.pending is not None:
+            ids = runner.pending.start(ids)
+            if not len(ids):
+                continue
         results.append(runner.run(index, ids))
         if results[-1].error is not None:
             break

@@ -184,15 +184,24 @@ _RULES = (
         optional=True,
     ),
     Rule(
+        "tmem-load-order",
+        # The ISA asks for the wait all the same, 9.7.16.6.4.5.
+        WARNING,
+        "a write to tensor memory after a tcgen05.ld that was used but not waited for",
+        optional=True,
+    ),
+    Rule(
         "missing-tcgen05-fence",
         ERROR,
         "tensor memory accesses ordered by relaxed synchronisation without the tcgen05 fences",
         optional=True,
     ),
+    Rule("cluster-launch", ERROR, "cluster launch control against the rules of PTX ISA 9.7.13.17"),
     Rule("tensor-descriptor", ERROR, "a tcgen05 descriptor or address that the ISA does not allow"),
     Rule("tensor-cta-group", ERROR, "CTA groups mixed in one kernel, or a pair that is none"),
     Rule("tensor-scale-factors", ERROR, "scale factors that differ between lane partitions"),
     Rule("tensor-uncommitted", ERROR, "a thread exits with tcgen05 work that no commit tracks"),
+    Rule("mma-operands", ERROR, "operands of mma.sync that the ISA does not allow"),
     Rule("membermask", ERROR, "a warp instruction is executed by a lane outside its member mask"),
     Rule("shuffle-inactive-lane", ERROR, "shfl reads from a lane that does not take part"),
 )

@@ -41,6 +41,7 @@ class BulkInstruction(Decoded):
         target, source: state spaces, "global", "shared::cta" or "shared::cluster".
         signals: completion is by mbarrier, not by bulk group.
         multicast: the copy goes to every CTA of a mask.
+        pair: ``.cta_group::2``: the barrier may be in the other CTA of the destination's pair.
         operator: of a reduction, or None.
         operands: without the cache policy.
     """
@@ -58,6 +59,7 @@ class BulkInstruction(Decoded):
         self.target, self.source = spaces
         self.signals = "mbarrier::complete_tx::bytes" in parts
         self.multicast = "multicast::cluster" in parts
+        self.pair = "cta_group::2" in parts
         if not self.signals and "bulk_group" not in parts:
             raise self.unsupported("completion mechanism")
         self.operator = (
@@ -137,7 +139,7 @@ class BulkInstruction(Decoded):
         else:
             low = SHARED_OFFSET_MASK
             wanted = [
-                (rank << RANK_SHIFT | address & low, rank << RANK_SHIFT | signal & low)
+                (rank << RANK_SHIFT | address & low, self._signalled(rank, signal) | signal & low)
                 for rank in range(16)
                 if ranks >> rank & 1
             ]
@@ -156,6 +158,15 @@ class BulkInstruction(Decoded):
                 first = slot - int(wave.cta_rank[slot])
                 out.append((first + (place >> RANK_SHIFT), place & SHARED_OFFSET_MASK, bar))
         return out
+
+    def _signalled(self, rank: int, signal: int) -> int:
+        """Rank bits of the CTA whose barrier a multicast copy to CTA ``rank`` signals.
+
+        With ``.cta_group::2`` it is the CTA of that pair with the parity of the barrier's own.
+        """
+        if self.pair:
+            rank = rank & ~1 | signal >> RANK_SHIFT & 1
+        return rank << RANK_SHIFT
 
     @staticmethod
     def count(ctx: BlockContext, way: str, box: Box, shared: int) -> None:

@@ -33,7 +33,7 @@ class TensorCopy(BulkInstruction):
     """``cp.async.bulk.tensor.Nd`` and ``cp.reduce.async.bulk.tensor.Nd`` in ``.tile`` mode."""
 
     counter_class = "tensor_copy"
-    allowed = frozenset(("tensor", "tile", "1d", "2d", "3d", "4d", "5d"))
+    allowed = frozenset(("tensor", "tile", "1d", "2d", "3d", "4d", "5d", "cta_group::2"))
 
     def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
         for part in instr.parts:
@@ -48,6 +48,8 @@ class TensorCopy(BulkInstruction):
         if len(self.operands) != wanted:
             raise self.unsupported("operands")
         self.loads = self.source == "global"
+        if self.pair and not (self.loads and self.signals):
+            raise self.unsupported(".cta_group without an mbarrier")
         tensor = self.operands[1 if self.loads else 0]
         if not isinstance(tensor, ptx.TensorAddress) or len(tensor.coords) != self.rank:
             raise self.unsupported("coordinates")
@@ -108,6 +110,8 @@ class TensorCopy(BulkInstruction):
     ) -> None:
         nbytes, swizzle = box.tensor.box_bytes, box.tensor.swizzle
         targets = []
+        if ranks is None:
+            self._check_signal(ctx, thread, address >> RANK_SHIFT, signal >> RANK_SHIFT)
         for slot, offset, bar in self.targets(thread, ctx, address, signal, ranks):
             where = int(ctx.wave.cta_rank[slot]) << RANK_SHIFT | offset
             if self.shared_place(ctx, thread, where, nbytes, SHARED_ALIGNMENT) is not None:
@@ -121,6 +125,13 @@ class TensorCopy(BulkInstruction):
             self.count(ctx, "read", box, nbytes * len(targets))
             issuer = Issuer(thread[0], thread[1], thread[1] + 1)
             land(ctx, issuer, targets, partial(box.read, region))
+
+    def _check_signal(self, ctx: BlockContext, thread: Thread, place: int, signal: int) -> None:
+        """The barrier is in the destination's CTA, or with ``.cta_group::2`` in its pair."""
+        if place == signal or (self.pair and place ^ 1 == signal):
+            return
+        text = f"a copy to CTA {place} of the cluster signals an mbarrier of CTA {signal}"
+        report_warp(ctx, "bulk-operands", text, thread[0], thread[1])
 
     def _store(self, ctx: BlockContext, thread: Thread, box: Box, address: int) -> None:
         nbytes = box.tensor.box_bytes
