@@ -246,6 +246,11 @@ class BlockEmitter:
         """Emit a pure instruction."""
         self.begin(instr)
         self.source.warp_counts[handler.counter_class] += 1
+        if handler.modifiers is not None:
+            skipped = handler.prefix.count(".") + handler.prefix.count("::") + 1
+            for part in self.parts[skipped:-1]:
+                if part not in handler.modifiers:
+                    raise self.unsupported(f"modifier .{part}")
         handler.target(self)
 
     def effect(self, instr: ptx.Instr, handler: Handler, decoded: Decoded) -> None:

@@ -100,12 +100,35 @@ def _decode_u8(packed: np.ndarray) -> np.ndarray:
     return packed.view(np.uint8).astype(np.float32)
 
 
-def _decode_e4m3(packed: np.ndarray) -> np.ndarray:
-    return minifloat.decode(packed.view(np.uint8), "e4m3")
+def _nibbles(packed: np.ndarray) -> np.ndarray:
+    """The 4-bit elements of packed rows, the lower half of each byte first."""
+    codes = packed.view(np.uint8)
+    out = np.empty((*codes.shape, 2), np.uint8)
+    np.bitwise_and(codes, np.uint8(15), out=out[..., 0])
+    np.right_shift(codes, np.uint8(4), out=out[..., 1])
+    return out.reshape(*codes.shape[:-1], -1)
 
 
-def _decode_e5m2(packed: np.ndarray) -> np.ndarray:
-    return minifloat.decode(packed.view(np.uint8), "e5m2")
+def _decode_s4(packed: np.ndarray) -> np.ndarray:
+    return ((_nibbles(packed) << np.uint8(4)).view(np.int8) >> np.int8(4)).astype(np.float32)
+
+
+def _decode_u4(packed: np.ndarray) -> np.ndarray:
+    return _nibbles(packed).astype(np.float32)
+
+
+def _decode_e2m1(packed: np.ndarray) -> np.ndarray:
+    return minifloat.decode(_nibbles(packed), "e2m1")
+
+
+def _decode_byte(name: str, shift: int = 0) -> Callable[[np.ndarray], np.ndarray]:
+    """Decoder of a small float in bits ``shift`` and up of each byte; the rest is padding."""
+    mask = np.uint8((1 << minifloat.FORMATS[name].bits) - 1)
+
+    def decode(packed: np.ndarray) -> np.ndarray:
+        return minifloat.decode(packed.view(np.uint8) >> np.uint8(shift) & mask, name)
+
+    return decode
 
 
 DECODERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -115,10 +138,19 @@ DECODERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "f64": _decode_f64,
     "s8": _decode_s8,
     "u8": _decode_u8,
-    "e4m3": _decode_e4m3,
-    "e5m2": _decode_e5m2,
+    "s4": _decode_s4,
+    "u4": _decode_u4,
+    "e4m3": _decode_byte("e4m3"),
+    "e5m2": _decode_byte("e5m2"),
+    "e3m2": _decode_byte("e3m2"),
+    "e2m3": _decode_byte("e2m3"),
+    "e2m1": _decode_e2m1,
+    "e2m1_padded": _decode_byte("e2m1", shift=2),
 }
-"""For each operand type: packed rows → float32 (float64 for f64) rows along k, exact."""
+"""For each operand type: packed rows → float32 (float64 for f64) rows along k, exact.
+
+The 6-bit types and ``e2m1_padded`` lie in bytes, in the lower 6 and the middle 4 bits.
+"""
 
 ELEMENTS_PER_REGISTER = {
     "f16": 2,
@@ -127,8 +159,14 @@ ELEMENTS_PER_REGISTER = {
     "f64": 1,
     "s8": 4,
     "u8": 4,
+    "s4": 8,
+    "u4": 8,
     "e4m3": 4,
     "e5m2": 4,
+    "e3m2": 4,
+    "e2m3": 4,
+    "e2m1": 8,
+    "e2m1_padded": 4,
 }
 
 

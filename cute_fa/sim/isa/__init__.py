@@ -179,6 +179,7 @@ class Handler:
     target: Any  # EmitFunction, or a class derived from Decoded
     counter_class: str = "alu"
     types: frozenset[str] | None = None  # the opcode's last part must be one of these
+    modifiers: frozenset[str] | None = None  # what else may stand in it; None: anything
 
 
 _HANDLERS: dict[str, list[Handler]] = {}
@@ -196,18 +197,24 @@ def _register(handler: Handler) -> None:
 
 
 def pure(
-    *prefixes: str, types: Iterable[str] | None = None, counter_class: str = "alu"
+    *prefixes: str,
+    types: Iterable[str] | None = None,
+    modifiers: str | None = None,
+    counter_class: str = "alu",
 ) -> Callable[[EmitFunction], EmitFunction]:
     """Register an emitter for the opcodes that begin with one of ``prefixes``.
 
     Args:
         types: if given, only opcodes whose last part is one of these ("s32", "f16x2", …).
+        modifiers: if given, the words that may stand between prefix and type; an opcode with
+            another one is refused. The emitter must heed them all.
     """
     of_types = None if types is None else frozenset(types)
+    known = None if modifiers is None else frozenset(modifiers.split())
 
     def decorate(function: EmitFunction) -> EmitFunction:
         for prefix in prefixes:
-            _register(Handler(prefix, "pure", function, counter_class, of_types))
+            _register(Handler(prefix, "pure", function, counter_class, of_types, known))
         return function
 
     return decorate

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from cute_fa.sim.isa import library, pure
-from cute_fa.sim.isa.half import narrow, widen
-from cute_fa.sim.isa.minifloat import FORMATS, decode, encode
+from cute_fa.sim.isa.convert_small import emit_from_small, emit_to_pair, emit_to_small
+from cute_fa.sim.isa.half import join_halves, narrow, widen
+from cute_fa.sim.isa.minifloat import FORMATS
 from cute_fa.sim.isa.rounding import (
     _directed,
     bf16_round,
@@ -124,32 +125,7 @@ def saturate_finite(x: Array, kind: str) -> Array:
 
 
 @library
-def pack_f16x2(high: Array, low: Array) -> Array:
-    """``cvt.rn.f16x2.f32 d, a, b``: a in the upper half."""
-    return narrow(low, "f16").astype(U4) | (narrow(high, "f16").astype(U4) << U4(16))
-
-
-@library
-def pack_bf16x2(high: Array, low: Array) -> Array:
-    """``cvt.rn.bf16x2.f32 d, a, b``: a in the upper half."""
-    upper, lower = high.view(U4), low.view(U4)
-    nan = np.isnan(high) | np.isnan(low)
-    if np.count_nonzero(nan):
-        packed_low = bf16_round(lower, "rn").astype(U4)
-        return packed_low | (bf16_round(upper, "rn").astype(U4) << U4(16))
-    one, bias, shift = U4(1), U4(0x7FFF), U4(16)
-    upper = (upper + (((upper >> shift) & one) + bias)) & U4(0xFFFF0000)
-    return upper | ((lower + (((lower >> shift) & one) + bias)) >> shift)
-
-
-@library
-def join_halves(high: Array, low: Array) -> Array:
-    """Two uint16 patterns as one 32-bit word."""
-    return low.astype(U4) | (high.astype(U4) << U4(16))
-
-
-@library
-def round_tf32(x: Array, mode: str, finite: bool) -> Array:
+def round_tf32(x: Array, mode: str, finite: bool, relu: bool) -> Array:
     """``cvt.rna|rn|rz.tf32.f32``: 10 explicit significand bits; the others become zero."""
     raw = x.view(U4)
     special = (raw & U4(0x7F800000)) == U4(0x7F800000)
@@ -163,25 +139,8 @@ def round_tf32(x: Array, mode: str, finite: bool) -> Array:
         overflow = (out & U4(0x7F800000)) == U4(0x7F800000)
         out = np.where(overflow, (raw & U4(0x80000000)) | U4(0x7F7FE000), out)
         special = np.isnan(x)
-    return np.where(special, np.where(np.isnan(x), U4(0x7FFFFFFF), raw), out)
-
-
-@library
-def encode_pair(high: Array, low: Array, name: str, mode: str, relu: bool) -> Array:
-    """``cvt.…e4m3x2|e5m2x2|….f32 d, a, b``: two small floats, a in the upper bits, as uint16."""
-    width = U2(FORMATS[name].bits if FORMATS[name].bits == 4 else 8)
-    upper, lower = (encode(x, name, mode, relu).astype(U2) for x in (high, low))
-    return lower | (upper << width)
-
-
-@library
-def decode_pair(x: Array, name: str, kind: str) -> Array:
-    """``cvt.rn.f16x2.e4m3x2 d, a`` and the like: both small floats as packed halves (uint32)."""
-    width = FORMATS[name].bits if FORMATS[name].bits == 4 else 8
-    mask = U2((1 << FORMATS[name].bits) - 1)
-    low = narrow(decode(x & mask, name), kind)
-    high = narrow(decode((x >> U2(width)) & mask, name), kind)
-    return join_halves(high, low)
+    out = np.where(special, np.where(np.isnan(x), U4(0x7FFFFFFF), raw), out)
+    return np.where(np.signbit(x) & ~np.isnan(x), U4(0), out) if relu else out
 
 
 @library
@@ -209,14 +168,15 @@ def emit_cvt(e: Any) -> None:
     """``cvt{.rnd}{.ftz}{.relu}{.sat|.satfinite}.dtype.atype d, a{, b}`` (9.7.9.21)."""
     target, source = e.parts[-2], e.parts[-1]
     if target in ("f16x2", "bf16x2") and source == "f32":
-        _emit_to_pair(e, target[:-2])
+        emit_to_pair(e, target[:-2])
     elif target == "tf32":
         mode = next(part for part in e.parts if part in _ROUNDINGS)
-        e.dst(f"round_tf32({e.src(1, 'f4')}, {mode!r}, {'satfinite' in e.parts})", "u4")
-    elif target[:-2] in FORMATS:
-        _emit_to_small(e, target[:-2], source)
-    elif source[:-2] in FORMATS:
-        _emit_from_small(e, target[:-2], source[:-2])
+        flags = f"{'satfinite' in e.parts}, {'relu' in e.parts}"
+        e.dst(f"round_tf32({e.src(1, 'f4')}, {mode!r}, {flags})", "u4")
+    elif target[:-2] in FORMATS or target == "s2f6x2":
+        emit_to_small(e, target, source)
+    elif source[:-2] in FORMATS or source == "s2f6x2":
+        emit_from_small(e, target[:-2], source[:-2])
     elif target in _INTEGERS and source in _INTEGERS:
         _emit_int_to_int(e, target, source)
     elif target in _INTEGERS and source in _FLOATS:
@@ -304,47 +264,6 @@ def _emit_float_to_float(e: Any, target: str, source: str) -> None:
         _put_float(e, text, target)
     else:
         _put_float(e, f"float_to_float({text}, {target!r}, {_mode(e)!r})", target)
-
-
-def _emit_to_pair(e: Any, kind: str) -> None:
-    a, b = e.src(1, "f4"), e.src(2, "f4")
-    mode = _mode(e)
-    if mode == "rn" and not {"relu", "satfinite"} & set(e.parts):
-        e.dst(f"pack_{kind}x2({a}, {b})", "u4")
-        return
-    halves = []
-    for text in (a, b):
-        expr = f"float_to_float({text}, {kind!r}, {mode!r})"
-        if kind == "f16":
-            expr = f"half_pattern({expr})"
-        if "satfinite" in e.parts:
-            expr = f"saturate_finite({expr}, {kind!r})"
-        if "relu" in e.parts:
-            expr = f"relu_pattern({expr}, {kind!r})"
-        halves.append(expr)
-    e.dst(f"join_halves({halves[0]}, {halves[1]})", "u4")
-
-
-def _emit_to_small(e: Any, name: str, source: str) -> None:
-    mode = next((part for part in e.parts if part in _ROUNDINGS), "rn")
-    relu = "relu" in e.parts
-    if source == "f32":
-        a, b = e.src(1, "f4"), e.src(2, "f4")
-    elif source in ("f16x2", "bf16x2"):
-        kind = source[:-2]
-        word = e.src(1, "u4")
-        a = f"half_values(high_half({word}), {kind!r})"
-        b = f"half_values(low_half({word}), {kind!r})"
-    else:
-        raise e.unsupported(f"conversion from .{source} to .{name}x2")
-    e.dst(f"encode_pair({a}, {b}, {name!r}, {mode!r}, {relu})", "u2")
-
-
-def _emit_from_small(e: Any, kind: str, name: str) -> None:
-    expr = f"decode_pair({e.src(1, 'u2')}, {name!r}, {kind!r})"
-    if "relu" in e.parts:
-        expr = f"half2_op('max', 'relu', {kind!r}, {expr}, {e.constant(0, 'u4')})"
-    e.dst(expr, "u4")
 
 
 @pure("cvt.pack", counter_class="convert")

@@ -154,7 +154,7 @@ def _finish(e: Any, expr: str, *, ufunc: bool = False) -> None:
     e.dst(expr, DTYPE[e.type], ufunc=ufunc)
 
 
-@pure("add", "sub", "mul", types=FLOATS)
+@pure("add", "sub", "mul", types=FLOATS, modifiers="rn rz rm rp ftz sat")
 def emit_arithmetic(e: Any) -> None:
     """``add|sub|mul{.rnd}{.ftz}{.sat}.f32|f64 d, a, b`` (9.7.3.3 to 9.7.3.5)."""
     if e.parts[-2] in ("f16", "bf16"):
@@ -169,7 +169,7 @@ def emit_arithmetic(e: Any) -> None:
     _finish(e, f"{op}_{e.type}_directed({a}, {b}, {mode!r})")
 
 
-@pure("fma", "mad", types=FLOATS, counter_class="fma")
+@pure("fma", "mad", types=FLOATS, modifiers="rn rz rm rp ftz sat", counter_class="fma")
 def emit_fma(e: Any) -> None:
     """``fma.rnd{.ftz}{.sat}.f32|f64 d, a, b, c``; ``mad`` is the same (9.7.3.6, 9.7.3.7)."""
     mode = rounding_of(e)
@@ -183,7 +183,7 @@ def emit_fma(e: Any) -> None:
         raise e.unsupported("directed rounding of fma.f64")
 
 
-@pure("add", "sub", "mul", types=("f32x2",))
+@pure("add", "sub", "mul", types=("f32x2",), modifiers="rn rz rm rp ftz")
 def emit_packed(e: Any) -> None:
     """``add|sub|mul{.rnd}{.ftz}.f32x2 d, a, b``: both halves of 64-bit registers (9.7.3.3)."""
     mode, op = rounding_of(e), e.parts[0]
@@ -197,7 +197,7 @@ def emit_packed(e: Any) -> None:
     e.dst(f"{_packed_flush(e, expr)}.view(u8)", "u8")
 
 
-@pure("fma", types=("f32x2",), counter_class="fma")
+@pure("fma", types=("f32x2",), modifiers="rn rz rm rp ftz", counter_class="fma")
 def emit_packed_fma(e: Any) -> None:
     """``fma.rnd{.ftz}.f32x2 d, a, b, c`` (9.7.3.6)."""
     mode = rounding_of(e)
@@ -217,7 +217,7 @@ def _packed_flush(e: Any, expr: str) -> str:
     return f"flush({expr})" if "ftz" in e.parts else expr
 
 
-@pure("div", types=FLOATS)
+@pure("div", types=FLOATS, modifiers="approx full rn rz rm rp ftz")
 def emit_div(e: Any) -> None:
     """``div.approx|full|rnd{.ftz}.f32``, ``div.rnd.f64`` (9.7.3.8)."""
     mode = rounding_of(e)
@@ -232,7 +232,7 @@ def emit_div(e: Any) -> None:
         raise e.unsupported("directed rounding of div.f64")
 
 
-@pure("rcp", types=FLOATS, counter_class="mufu")
+@pure("rcp", types=FLOATS, modifiers="approx rn rz rm rp ftz", counter_class="mufu")
 def emit_rcp(e: Any) -> None:
     """``rcp.approx|rnd{.ftz}.f32|f64 d, a`` (9.7.3.13)."""
     mode = rounding_of(e)
@@ -245,7 +245,7 @@ def emit_rcp(e: Any) -> None:
         raise e.unsupported("directed rounding of rcp.f64")
 
 
-@pure("sqrt", types=FLOATS, counter_class="mufu")
+@pure("sqrt", types=FLOATS, modifiers="approx rn rz rm rp ftz", counter_class="mufu")
 def emit_sqrt(e: Any) -> None:
     """``sqrt.approx|rnd{.ftz}.f32|f64 d, a`` (9.7.3.15)."""
     mode = rounding_of(e)
@@ -257,68 +257,71 @@ def emit_sqrt(e: Any) -> None:
         raise e.unsupported("directed rounding of sqrt.f64")
 
 
-@pure("rsqrt", types=FLOATS, counter_class="mufu")
+@pure("rsqrt", types=FLOATS, modifiers="approx ftz", counter_class="mufu")
 def emit_rsqrt(e: Any) -> None:
     """``rsqrt.approx{.ftz}.f32|f64 d, a`` (9.7.3.16)."""
     ftz = "ftz" in e.parts and e.type == "f32"
     e.dst(f"reciprocal_sqrt({e.src(1, DTYPE[e.type])}, {ftz})", DTYPE[e.type])
 
 
-@pure("sin", "cos", types=("f32",), counter_class="mufu")
+@pure("sin", "cos", types=("f32",), modifiers="approx ftz", counter_class="mufu")
 def emit_trigonometric(e: Any) -> None:
     """``sin|cos.approx{.ftz}.f32 d, a`` (9.7.3.18, 9.7.3.19)."""
     _finish(e, f"{e.parts[0]}({_source(e, 1)})")
 
 
-@pure("tanh", types=("f32",), counter_class="mufu")
+@pure("tanh", types=("f32",), modifiers="approx", counter_class="mufu")
 def emit_tanh(e: Any) -> None:
     """``tanh.approx.f32 d, a`` (9.7.3.22)."""
     e.dst(f"tanh({e.src(1, 'f4')})", "f4", ufunc=True)
 
 
-@pure("lg2", types=("f32",), counter_class="mufu")
+@pure("lg2", types=("f32",), modifiers="approx ftz", counter_class="mufu")
 def emit_lg2(e: Any) -> None:
     """``lg2.approx{.ftz}.f32 d, a`` (9.7.3.20)."""
     e.dst(f"log2_approx({e.src(1, 'f4')}, {'ftz' in e.parts})", "f4")
 
 
-@pure("ex2", types=("f32",), counter_class="mufu")
+@pure("ex2", types=("f32",), modifiers="approx ftz", counter_class="mufu")
 def emit_ex2(e: Any) -> None:
     """``ex2.approx{.ftz}.f32 d, a`` (9.7.3.21)."""
     e.count("exponentials")
     e.dst(f"exp2_approx({e.src(1, 'f4')}, {'ftz' in e.parts})", "f4")
 
 
-@pure("abs", types=FLOATS)
+@pure("abs", types=FLOATS, modifiers="ftz")
 def emit_abs(e: Any) -> None:
     """``abs{.ftz}.f32|f64 d, a`` (9.7.3.9)."""
     _finish(e, f"absolute({_source(e, 1)})", ufunc=True)
 
 
-@pure("neg", types=FLOATS)
+@pure("neg", types=FLOATS, modifiers="ftz")
 def emit_neg(e: Any) -> None:
     """``neg{.ftz}.f32|f64 d, a`` (9.7.3.10)."""
     _finish(e, f"negative({_source(e, 1)})", ufunc=True)
 
 
-@pure("copysign", types=FLOATS)
+@pure("copysign", types=FLOATS, modifiers="")
 def emit_copysign(e: Any) -> None:
     """``copysign.f32|f64 d, a, b``: the sign of a, the magnitude of b (9.7.3.2)."""
     dtype = DTYPE[e.type]
     e.dst(f"copysign({e.src(2, dtype)}, {e.src(1, dtype)})", dtype, ufunc=True)
 
 
-@pure("min", "max", types=FLOATS)
+@pure("min", "max", types=FLOATS, modifiers="ftz NaN xorsign abs")
 def emit_min_max(e: Any) -> None:
-    """``min|max{.ftz}{.NaN}{.xorsign.abs}.f32 d, a, b{, c}`` (9.7.3.11, 9.7.3.12)."""
+    """``min|max{.ftz}{.NaN}{.xorsign.abs}.f32 d, a, b`` and ``min|max{.ftz}{.NaN}{.abs}.f32 d, a,
+    b, c`` (9.7.3.11, 9.7.3.12)."""
     function = f"{e.parts[0]}_{'nan' if 'NaN' in e.parts else 'number'}"
     sources = [_source(e, i) for i in range(1, len(e.operands))]
+    given = sources
     if "abs" in e.parts:
-        a, b = sources[0], sources[1]
-        magnitudes = [f"absolute({text})" for text in sources]
-        expr = f"xorsign({_fold(function, magnitudes)}, {a}, {b})"
-    else:
-        expr = _fold(function, sources)
+        sources = [f"absolute({text})" for text in sources]
+    expr = _fold(function, sources)
+    if "xorsign" in e.parts:
+        if len(given) != 2:
+            raise e.unsupported(".xorsign of three operands")
+        expr = f"xorsign({expr}, {given[0]}, {given[1]})"
     e.dst(expr, DTYPE[e.type])
 
 

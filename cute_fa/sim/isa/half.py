@@ -120,6 +120,12 @@ def widen_half(x: Array, kind: str) -> Array:
     return widen(x, kind)
 
 
+@library
+def join_halves(high: Array, low: Array) -> Array:
+    """Two uint16 patterns as one 32-bit word."""
+    return low.astype(U4) | (high.astype(U4) << U4(16))
+
+
 # --- emitters -------------------------------------------------------------------------------------
 
 
@@ -132,7 +138,7 @@ def _emit(e: Any, operation: str, count: int) -> None:
     e.dst(f"{function}({operation!r}, {flags!r}, {kind!r}, {sources})", dtype)
 
 
-@pure("add", "sub", "mul", types=HALVES)
+@pure("add", "sub", "mul", types=HALVES, modifiers="rn rz rm rp ftz sat f32")
 def emit_arithmetic(e: Any) -> None:
     """``add|sub|mul{.rn}{.ftz}{.sat}.f16|f16x2|bf16|bf16x2 d, a, b`` (9.7.4.1 to 9.7.4.3).
 
@@ -151,7 +157,7 @@ def emit_arithmetic(e: Any) -> None:
     e.dst(f"saturate({expr})" if "sat" in e.parts else expr, "f4")
 
 
-@pure("fma", types=HALVES, counter_class="fma")
+@pure("fma", types=HALVES, modifiers="rn rz rm rp ftz sat relu f32", counter_class="fma")
 def emit_fma(e: Any) -> None:
     """``fma.rn{.ftz}{.sat}{.relu}.f16|f16x2|bf16|bf16x2 d, a, b, c`` (9.7.4.4).
 
@@ -170,16 +176,18 @@ def emit_fma(e: Any) -> None:
     e.dst(f"saturate({expr})" if "sat" in e.parts else expr, "f4")
 
 
-@pure("min", "max", types=HALVES)
+@pure("min", "max", types=HALVES, modifiers="ftz NaN xorsign abs")
 def emit_min_max(e: Any) -> None:
     """``min|max{.ftz}{.NaN}{.xorsign.abs}.f16… d, a, b{, c}`` (9.7.4.8, 9.7.4.9)."""
     operation = e.parts[0] + (".NaN" if "NaN" in e.parts else "")
     if "abs" in e.parts:
+        if "xorsign" not in e.parts or len(e.operands) != 3:
+            raise e.unsupported(".abs only goes with .xorsign, and with two operands")
         operation += ".xorsign"
     _emit(e, operation, len(e.operands) - 1)
 
 
-@pure("neg", "abs", types=HALVES)
+@pure("neg", "abs", types=HALVES, modifiers="")
 def emit_sign(e: Any) -> None:
     """``neg|abs.f16|f16x2|bf16|bf16x2 d, a``: acts on the sign bits (9.7.4.5, 9.7.4.6)."""
     packed = e.type.endswith("x2")
@@ -194,7 +202,7 @@ def emit_sign(e: Any) -> None:
         e.dst(f"bitwise_and({e.src(1, dtype)}, {e.constant(rest, dtype)})", dtype, ufunc=True)
 
 
-@pure("ex2", "tanh", types=HALVES, counter_class="mufu")
+@pure("ex2", "tanh", types=HALVES, modifiers="approx ftz", counter_class="mufu")
 def emit_function(e: Any) -> None:
     """``ex2.approx{.ftz}|tanh.approx.f16|f16x2|bf16|bf16x2 d, a`` (9.7.4.10, 9.7.4.11)."""
     if e.parts[0] == "ex2":

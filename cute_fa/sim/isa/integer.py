@@ -234,7 +234,7 @@ def _byte(x: Array, index: int, type_name: str) -> Array:
 # --- emitters -------------------------------------------------------------------------------------
 
 
-@pure("add", "sub", types=INTEGERS)
+@pure("add", "sub", types=INTEGERS, modifiers="sat cc")
 def emit_add_sub(e: Any) -> None:
     """``add|sub{.sat}{.cc}.type d, a, b`` (9.7.1.1, 9.7.1.2; .cc 9.7.2.1, 9.7.2.3)."""
     op = e.parts[0]
@@ -254,7 +254,7 @@ def emit_add_sub(e: Any) -> None:
         e.dst(f"{_UFUNC[op]}({e.src(1, dtype)}, {e.src(2, dtype)})", dtype, ufunc=True)
 
 
-@pure("addc", "subc", types=INTEGERS)
+@pure("addc", "subc", types=INTEGERS, modifiers="cc")
 def emit_add_sub_carry(e: Any) -> None:
     """``addc|subc{.cc}.type d, a, b`` (9.7.2.2, 9.7.2.4)."""
     code = f"u{bits(e.type) // 8}"
@@ -265,7 +265,7 @@ def emit_add_sub_carry(e: Any) -> None:
         e.set_carry(f"{both}[1]")
 
 
-@pure("mul", types=INTEGERS)
+@pure("mul", types=INTEGERS, modifiers="lo hi wide")
 def emit_mul(e: Any) -> None:
     """``mul.lo|hi|wide.type d, a, b`` (9.7.1.3)."""
     dtype = DTYPE[e.type]
@@ -280,7 +280,7 @@ def emit_mul(e: Any) -> None:
         raise e.unsupported("integer mul needs .lo, .hi or .wide")
 
 
-@pure("mad", types=INTEGERS)
+@pure("mad", types=INTEGERS, modifiers="lo hi wide sat cc")
 def emit_mad(e: Any) -> None:
     """``mad.lo|hi|wide{.sat}{.cc}.type d, a, b, c`` (9.7.1.4, 9.7.2.5)."""
     dtype = DTYPE[e.type]
@@ -300,7 +300,7 @@ def emit_mad(e: Any) -> None:
         raise e.unsupported("mad needs .lo, .hi or .wide")
 
 
-@pure("madc", types=INTEGERS)
+@pure("madc", types=INTEGERS, modifiers="lo hi cc")
 def emit_madc(e: Any) -> None:
     """``madc.lo|hi{.cc}.type d, a, b, c``: with the carry in (9.7.2.6)."""
     dtype = DTYPE[e.type]
@@ -319,14 +319,14 @@ def _emit_mad_carry(e: Any, a: str, b: str, carry: str | None) -> None:
         e.set_carry(f"{both}[1]")
 
 
-@pure("mul24", types=("u32", "s32"))
+@pure("mul24", types=("u32", "s32"), modifiers="lo hi")
 def emit_mul24(e: Any) -> None:
     """``mul24.lo|hi.type d, a, b`` (9.7.1.5)."""
     dtype = DTYPE[e.type]
     e.dst(f"mul24_{e.parts[1]}({e.src(1, dtype)}, {e.src(2, dtype)})", dtype)
 
 
-@pure("mad24", types=("u32", "s32"))
+@pure("mad24", types=("u32", "s32"), modifiers="lo hi sat")
 def emit_mad24(e: Any) -> None:
     """``mad24.lo|hi{.sat}.type d, a, b, c`` (9.7.1.6)."""
     dtype = DTYPE[e.type]
@@ -337,45 +337,47 @@ def emit_mad24(e: Any) -> None:
         e.dst(f"add({product}, {e.src(3, dtype)})", dtype, ufunc=True)
 
 
-@pure("sad", types=INTEGERS)
+@pure("sad", types=INTEGERS, modifiers="")
 def emit_sad(e: Any) -> None:
     """``sad.type d, a, b, c`` (9.7.1.7)."""
     dtype = DTYPE[e.type]
     e.dst(f"sad({e.src(1, dtype)}, {e.src(2, dtype)}, {e.src(3, dtype)})", dtype)
 
 
-@pure("div", types=INTEGERS)
+@pure("div", types=INTEGERS, modifiers="")
 def emit_div(e: Any) -> None:
     """``div.type d, a, b`` (9.7.1.8)."""
     dtype = DTYPE[e.type]
     e.dst(f"idiv({e.src(1, dtype)}, {e.src(2, dtype)})", dtype)
 
 
-@pure("rem", types=INTEGERS)
+@pure("rem", types=INTEGERS, modifiers="")
 def emit_rem(e: Any) -> None:
     """``rem.type d, a, b`` (9.7.1.9)."""
     dtype = DTYPE[e.type]
     e.dst(f"irem({e.src(1, dtype)}, {e.src(2, dtype)})", dtype)
 
 
-@pure("abs", types=("s16", "s32", "s64"))
+@pure("abs", types=("s16", "s32", "s64"), modifiers="")
 def emit_abs(e: Any) -> None:
     """``abs.type d, a`` (9.7.1.10)."""
     dtype = DTYPE[e.type]
     e.dst(f"iabs({e.src(1, dtype)})", dtype)
 
 
-@pure("neg", types=("s16", "s32", "s64"))
+@pure("neg", types=("s16", "s32", "s64"), modifiers="")
 def emit_neg(e: Any) -> None:
     """``neg.type d, a`` (9.7.1.11)."""
     dtype = DTYPE[e.type]
     e.dst(f"negative({e.src(1, dtype)})", dtype, ufunc=True)
 
 
-@pure("min", "max", types=INTEGERS)
+@pure("min", "max", types=INTEGERS, modifiers="relu")
 def emit_min_max(e: Any) -> None:
     """``min|max{.relu}.type d, a, b`` (9.7.1.12, 9.7.1.13)."""
     dtype = DTYPE[e.type]
+    if len(e.operands) != 3:
+        raise e.unsupported("PTX has no integer minimum or maximum of three operands")
     a, b = e.src(1, dtype), e.src(2, dtype)
     if "relu" in e.parts:
         e.dst(f"{e.parts[0]}_relu({a}, {b})", dtype)
@@ -383,7 +385,7 @@ def emit_min_max(e: Any) -> None:
         e.dst(f"{_UFUNC[e.parts[0]]}({a}, {b})", dtype, ufunc=True)
 
 
-@pure("add", "sub", "min", "max", types=PACKED_INTEGERS)
+@pure("add", "sub", "min", "max", types=PACKED_INTEGERS, modifiers="relu")
 def emit_packed(e: Any) -> None:
     """``add|sub|min|max{.relu}.{u,s}16x2 d, a, b``: both halves (9.7.1.1, 9.7.1.12, 9.7.1.13)."""
     name = e.parts[0] + (".relu" if "relu" in e.parts else "")

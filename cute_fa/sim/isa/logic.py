@@ -239,21 +239,21 @@ def bit_mask(position: Array, count: Array, wrap: bool) -> Array:
 _LOGIC = {"and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor"}
 
 
-@pure("and", "or", "xor", types=(*BITS, "pred"))
+@pure("and", "or", "xor", types=(*BITS, "pred"), modifiers="")
 def emit_logic(e: Any) -> None:
     """``and|or|xor.type d, a, b`` (9.7.8.1 to 9.7.8.3)."""
     dtype = DTYPE[e.type]
     e.dst(f"{_LOGIC[e.parts[0]]}({e.src(1, dtype)}, {e.src(2, dtype)})", dtype, ufunc=True)
 
 
-@pure("not", types=(*BITS, "pred"))
+@pure("not", types=(*BITS, "pred"), modifiers="")
 def emit_not(e: Any) -> None:
     """``not.type d, a`` (9.7.8.4); on predicates too."""
     dtype = DTYPE[e.type]
     e.dst(f"invert({e.src(1, dtype)})", dtype, ufunc=True)
 
 
-@pure("cnot", types=BITS)
+@pure("cnot", types=BITS, modifiers="")
 def emit_cnot(e: Any) -> None:
     """``cnot.type d, a`` (9.7.8.5)."""
     dtype = DTYPE[e.type]
@@ -276,13 +276,13 @@ def emit_lop3(e: Any) -> None:
     e.dst(joined, "b1", operand=pair.second)
 
 
-@pure("shl", types=BITS)
+@pure("shl", types=BITS, modifiers="")
 def emit_shl(e: Any) -> None:
     """``shl.type d, a, b`` (9.7.8.8); a literal amount below the width is a plain shift."""
     _emit_shift(e, "left_shift", "shift_left", DTYPE[e.type])
 
 
-@pure("shr", types=(*BITS, *INTEGERS))
+@pure("shr", types=(*BITS, *INTEGERS), modifiers="")
 def emit_shr(e: Any) -> None:
     """``shr.type d, a, b`` (9.7.8.9)."""
     _emit_shift(e, "right_shift", "shift_right", DTYPE[e.type])

@@ -1,6 +1,7 @@
 """Warp-level matrix instructions: ``ldmatrix``, ``stmatrix``, ``movmatrix``, ``mma.sync``.
 
-PTX ISA 9.7.14.5. All warps of the rectangle go through one numpy operation. Products of
+PTX ISA 9.7.14.5; block scaling is in :mod:`cute_fa.sim.isa.block_scaled`, matrices of bytes in
+:mod:`cute_fa.sim.isa.matrix_bytes`. All warps go through one numpy operation. Products of
 ``mma.sync`` are exact in float32 and summed in float32 (float64 for f64), accumulators last; the
 hardware's order of summation and its truncation are not specified and not reproduced.
 """
@@ -153,6 +154,12 @@ class MmaForm:
         return self.m // 8 * (1 if self.d == "f16" else 2)
 
     @property
+    def operand_types(self) -> str:
+        """The type of A and B, or both if they differ."""
+        a, b = (kind.removesuffix("_padded") for kind in (self.a, self.b))
+        return a if a == b else f"{a}.{b}"
+
+    @property
     def flops(self) -> int:
         """Multiply-adds of one warp, times two."""
         return 2 * self.m * self.n * self.k
@@ -164,16 +171,21 @@ _SHAPES: dict[str, tuple[str, ...]] = {
     "tf32": ("m16n8k4", "m16n8k8"),
     "f64": ("m8n8k4", "m16n8k4", "m16n8k8", "m16n8k16"),
     "int8": ("m8n8k16", "m16n8k16", "m16n8k32"),
+    "int4": ("m8n8k32", "m16n8k32", "m16n8k64"),
     "fp8": ("m16n8k16", "m16n8k32"),
+    "f8f6f4": ("m16n8k32",),
 }
-_FAMILY = {"s8": "int8", "u8": "int8", "e4m3": "fp8", "e5m2": "fp8"}
+_FAMILY = {"s8": "int8", "u8": "int8", "s4": "int4", "u4": "int4", "e4m3": "fp8", "e5m2": "fp8"}
+SMALL_FLOATS = ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")
 _ACCUMULATORS: dict[str, tuple[str, ...]] = {
     "f16": ("f16", "f32"),
     "bf16": ("f32",),
     "tf32": ("f32",),
     "f64": ("f64",),
     "int8": ("s32",),
+    "int4": ("s32",),
     "fp8": ("f16", "f32"),
+    "f8f6f4": ("f16", "f32"),
 }
 _FLAGS = frozenset(("mma", "sync", "aligned", "row", "col", "satfinite", "kind::f8f6f4"))
 
@@ -186,8 +198,15 @@ def mma_form(instr: ptx.Instr) -> MmaForm | None:
     if shape is None or len(types) != 4 or set(parts) - _FLAGS - {shape, *types}:
         return None
     d, a, b, c = types
-    family = _FAMILY.get(a, a)
-    if _FAMILY.get(b, b) != family or shape not in _SHAPES.get(family, ()):
+    if "kind::f8f6f4" in parts:
+        if a not in SMALL_FLOATS or b not in SMALL_FLOATS:
+            return None
+        a, b, family = in_bytes(a), in_bytes(b), "f8f6f4"
+    else:
+        family = _FAMILY.get(a, a)
+        if _FAMILY.get(b, b) != family:
+            return None
+    if shape not in _SHAPES.get(family, ()):
         return None
     if d != c or d not in _ACCUMULATORS[family]:
         return None
@@ -195,6 +214,11 @@ def mma_form(instr: ptx.Instr) -> MmaForm | None:
         return None
     m, n, k = (int(x) for x in re.findall(r"\d+", shape))
     return MmaForm(m, n, k, d, a, b, c, "satfinite" in parts)
+
+
+def in_bytes(kind: str) -> str:
+    """The operand type of a small float that lies in a byte each (``kind::f8f6f4``)."""
+    return "e2m1_padded" if kind == "e2m1" else kind
 
 
 def multiply(form: MmaForm, a: list[Any], b: list[Any], c: list[Any]) -> list[np.ndarray]:
@@ -249,8 +273,7 @@ class Mma(Decoded):
         given = [len(o.items) if isinstance(o, ptx.Vector) else 1 for o in instr.operands]
         if given != [form.d_registers, form.a_registers, form.b_registers, form.d_registers]:
             raise self.unsupported(f"{given} registers")
-        kind = form.a if form.a == form.b else f"{form.a}.{form.b}"
-        self.static_counts = {f"mma_flops.{kind}": form.flops}
+        self.static_counts = {f"mma_flops.{form.operand_types}": form.flops}
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> tuple[np.ndarray, ...]:
         a, b, c = ([*x] if isinstance(x, tuple) else [x] for x in sources)

@@ -1,4 +1,4 @@
-"""Floats of 8 bits and fewer: e4m3, e5m2, e3m2, e2m3, e2m1 and ue8m0 (PTX ISA section 5.2.3).
+"""Floats of 8 bits and fewer: e4m3, e5m2, e3m2, e2m3, e2m1, ue8m0, ue4m3 (PTX ISA section 5.2.3).
 
 Positive codes count upward with the value, so that encoding is a search among the midpoints of
 neighbouring values; the tie goes to the even code, as IEEE rounding does.
@@ -36,6 +36,7 @@ FORMATS: dict[str, Format] = {
     "e2m3": Format(6, 2, 3, 1, 0x1F),
     "e2m1": Format(4, 2, 1, 1, 0x07),
     "ue8m0": Format(8, 8, 0, 127, 0xFE, nan_code=0xFF, is_signed=False),
+    "ue4m3": Format(7, 4, 3, 7, 0x7E, nan_code=0x7F, is_signed=False),
 }
 
 
@@ -46,7 +47,7 @@ def _values(name: str) -> Array:
     codes = np.arange(form.max_code + 1)
     exponent = codes >> form.mantissa_bits
     fraction = (codes & ((1 << form.mantissa_bits) - 1)) / float(1 << form.mantissa_bits)
-    if not form.is_signed:
+    if form.mantissa_bits == 0:  # no subnormals and no zero
         return np.ldexp(1.0, exponent - form.bias)
     normal = np.ldexp(1.0 + fraction, exponent - form.bias)
     return np.where(exponent == 0, np.ldexp(fraction, 1 - form.bias), normal)
@@ -80,9 +81,7 @@ def encode(x: Array, name: str, mode: str, relu: bool) -> Array:
     """
     form = FORMATS[name]
     values = _values(name)
-    size = np.abs(np.asarray(x, F8))
-    nan = np.isnan(size)
-    size = np.where(nan, 0.0, size)
+    size, nan = _magnitude(x)
     if mode == "rn":
         middles = (values[1:] + values[:-1]) / 2
         code = np.searchsorted(middles, size, side="left")
@@ -92,6 +91,39 @@ def encode(x: Array, name: str, mode: str, relu: bool) -> Array:
         code = np.minimum(np.searchsorted(values, size, side="left"), form.max_code)
     else:
         code = np.maximum(np.searchsorted(values, size, side="right") - 1, 0)
+    return _with_sign(code, x, nan, form, relu)
+
+
+def encode_stochastic(x: Array, name: str, random: Array, relu: bool) -> Array:
+    """float32 to small-float codes (uint8) by ``cvt.rs``, saturating to finite values (9.7.9.21).
+
+    The magnitude is truncated; 16 random bits are added to the uppermost 16 of the discarded bits,
+    and their carry rounds it up.
+
+    Args:
+        random: integers below 2**16.
+    """
+    form = FORMATS[name]
+    values = _values(name)
+    size, nan = _magnitude(x)
+    code = np.searchsorted(values, size, side="right") - 1
+    above = values[np.minimum(code + 1, form.max_code)]
+    gap = np.where(above > values[code], above - values[code], np.inf)
+    discarded = np.floor((size - values[code]) / gap * 65536.0)
+    carry = np.where(np.isfinite(size), discarded, 0.0) + random >= 65536.0
+    code = np.minimum(code + carry, form.max_code)
+    return _with_sign(code, x, nan, form, relu)
+
+
+def _magnitude(x: Array) -> tuple[Array, Array]:
+    """(absolute values in float64, NaN as 0; where NaN is)."""
+    size = np.abs(np.asarray(x, F8))
+    nan = np.isnan(size)
+    return np.where(nan, 0.0, size), nan
+
+
+def _with_sign(code: Array, x: Array, nan: Array, form: Format, relu: bool) -> Array:
+    """Codes of magnitudes with the signs of ``x``, and the format's NaN."""
     if form.is_signed:
         negative = np.signbit(x) & ~nan
         if relu:
