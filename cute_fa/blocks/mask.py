@@ -21,6 +21,7 @@ def mask_scores(
     row: cutlass.Int32,
     column: cutlass.Int32,
     num_warps: cutlass.Constexpr,
+    group: cutlass.Constexpr = 1,
 ):
     """Set the scores of a tile that are outside the band, or past Sk, to −inf.
 
@@ -29,6 +30,7 @@ def mask_scores(
         band: where each row looks.
         row, column: global position of this thread's first score.
         num_warps: warps stacked along M.
+        group: rows of the tile per query, of which ``row`` is the number (``blocks.pack_gqa``).
 
     The edges of the band move with the row and the rows of a thread are a constant apart, so each
     edge is one register for all of them, and a score costs one compare with a constant per edge.
@@ -36,7 +38,7 @@ def mask_scores(
     scores = rows_by_columns(acc_S)  # (rows, columns) of this thread
     for r in cutlass.range_constexpr(cute.size(scores, mode=[0])):
         for c in cutlass.range_constexpr(cute.size(scores, mode=[1])):
-            from_diagonal = column_offset(c) - row_offset(r, num_warps)
+            from_diagonal = column_offset(c) - row_offset(r, num_warps) // group
             hidden = cutlass.Boolean(False)
             if cutlass.const_expr(band.right is not None):
                 hidden = from_diagonal >= band.right_edge(row) - column

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from cute_fa.blocks.plan import check_plan, check_served, requirements
 from cute_fa.blocks.tiles import WARP_THREADS, round_up, tile_bytes
 from cute_fa.errors import UnsupportedError
-from cute_fa.problem import MAX_HEAD_DIM, KernelVariant
+from cute_fa.problem import DTYPE_BYTES, MAX_HEAD_DIM, KernelVariant
 from cute_fa.target import KIB, Target
 
 DTYPES = ("float16", "bfloat16")
-ELEMENT_BYTES = 2
 WARPGROUP_WARPS = 4
 WARPGROUP_THREADS = WARPGROUP_WARPS * WARP_THREADS
 STRIP_ROWS = 64
@@ -37,7 +36,7 @@ class Fa3FwdBarrier(IntEnum):
 
     SYNC_THREADS    all threads, once, after the mbarriers are initialised
     TURN + w        consumer w waits (128), the consumer before it in the cycle arrives (128)
-    STRIP + w       the threads of consumer w, around generic writes to its strip of Q and O
+    STRIP + w       the threads of consumer w, around generic writes to its strips of Q and O
     """
 
     SYNC_THREADS = 0
@@ -58,11 +57,15 @@ class Fa3FwdConfig:
         has_softcap: scores pass through softcap·tanh(·/softcap).
         is_varlen, has_seqused_q, has_seqused_k: packed sequences, and whether only the first rows
             of each count.
+        packed_group: query heads of a K/V head that share a row tile (``blocks.pack_gqa``).
         num_consumers: consumer warpgroups, 64 query rows each.
         tile_n: key columns of a tile.
         stages: depth of the K ring and of the V ring.
         has_turns: consumers take turns at issuing GEMMs, so that one's softmax runs beside
             another's products (paper, section 3.1).
+        is_persistent: CTAs take one row tile after another (``blocks.tile_scheduler``).
+        has_own_o: O has strips of its own, so that Q of the next tile can land while O is finished
+            and leaves; else it leaves from Q's.
         smem_limit_bytes: what a CTA of the target may use.
     """
 
@@ -76,10 +79,13 @@ class Fa3FwdConfig:
     is_varlen: bool = False
     has_seqused_q: bool = False
     has_seqused_k: bool = False
+    packed_group: int = 1
     num_consumers: int = 2
     tile_n: int = 128
     stages: int = 2
     has_turns: bool = True
+    is_persistent: bool = False
+    has_own_o: bool = False
     smem_limit_bytes: int = 227 * KIB
 
     def __post_init__(self) -> None:
@@ -102,6 +108,13 @@ class Fa3FwdConfig:
             "stages",
             self.stages,
             "at least 2: a block's V is awaited while the product with the V before it runs",
+        )
+        require(
+            self.packed_group > 0 and STRIP_ROWS % self.packed_group == 0,
+            "packed_group",
+            self.packed_group,
+            f"a divisor of {STRIP_ROWS}, the rows of one TMA box of Q",
+            fix="use packed_group=1: every query head gets row tiles of its own",
         )
         require(
             self.fragment_registers <= self.consumer_registers,
@@ -134,6 +147,16 @@ class Fa3FwdConfig:
     def tile_m(self) -> int:
         """Query rows of a CTA: a strip of 64 per consumer."""
         return STRIP_ROWS * self.num_consumers
+
+    @property
+    def tile_queries(self) -> int:
+        """Queries of a CTA's tile: packed, each is ``packed_group`` rows."""
+        return self.tile_m // self.packed_group
+
+    @property
+    def has_long_last_tiles(self) -> bool:
+        """Whether later rows see more keys."""
+        return self.is_causal or self.has_window_right
 
     @property
     def num_threads(self) -> int:
@@ -169,41 +192,58 @@ class Fa3FwdConfig:
     # -- shared memory
 
     @property
-    def smem_strip_bytes(self) -> int:
-        """One consumer's strip of Q, which its O reuses on the way out."""
-        return tile_bytes(STRIP_ROWS, max(self.padded_d, self.padded_dv), ELEMENT_BYTES)
+    def element_bytes(self) -> int:
+        """Of Q, K, V, P and O."""
+        return DTYPE_BYTES[self.dtype]
 
     @property
     def smem_q_bytes(self) -> int:
         """One consumer's strip of Q: what its mbarrier waits for."""
-        return tile_bytes(STRIP_ROWS, self.padded_d, ELEMENT_BYTES)
+        return tile_bytes(STRIP_ROWS, self.padded_d, self.element_bytes)
+
+    @property
+    def smem_o_bytes(self) -> int:
+        """One consumer's strip of O."""
+        return tile_bytes(STRIP_ROWS, self.padded_dv, self.element_bytes)
+
+    @property
+    def smem_strip_bytes(self) -> int:
+        """From one strip of Q to the next; each holds that consumer's O at the end, unless O has
+        strips of its own."""
+        if self.has_own_o:
+            return self.smem_q_bytes
+        return max(self.smem_q_bytes, self.smem_o_bytes)
 
     @property
     def smem_k_bytes(self) -> int:
         """One stage of K."""
-        return tile_bytes(self.tile_n, self.padded_d, ELEMENT_BYTES)
+        return tile_bytes(self.tile_n, self.padded_d, self.element_bytes)
 
     @property
     def smem_v_bytes(self) -> int:
         """One stage of V."""
-        return tile_bytes(self.tile_n, self.padded_dv, ELEMENT_BYTES)
+        return tile_bytes(self.tile_n, self.padded_dv, self.element_bytes)
 
     @property
     def num_mbarriers(self) -> int:
-        """A full one per strip of Q; a full and an empty one per stage of K and of V."""
-        return self.num_consumers + 4 * self.stages
+        """A full one per strip of Q and per stage of K and of V; an empty one for what is used
+        again, as Q's strips are by persistent CTAs."""
+        return (2 if self.is_persistent else 1) * self.num_consumers + 4 * self.stages
 
     @property
     def smem_bytes(self) -> int:
         """Dynamic shared memory of a CTA: the tiles, then the mbarriers."""
-        tiles = self.num_consumers * self.smem_strip_bytes
+        strip = self.smem_strip_bytes + (self.smem_o_bytes if self.has_own_o else 0)
+        tiles = self.num_consumers * strip
         tiles += self.stages * (self.smem_k_bytes + self.smem_v_bytes)
         return tiles + MBARRIER_BYTES * self.num_mbarriers
 
     def _smem_arithmetic(self) -> str:
-        columns = max(self.padded_d, self.padded_dv)
+        columns = f"{max(self.padded_d, self.padded_dv)} for Q and O"
+        if self.has_own_o:
+            columns = f"({self.padded_d} + {self.padded_dv}) for Q and O"
         return (
-            f"{ELEMENT_BYTES}·({self.tile_m}·{columns} for Q and O + {self.stages} stages · "
+            f"{self.element_bytes}·({self.tile_m}·{columns} + {self.stages} stages · "
             f"{self.tile_n}·({self.padded_d} + {self.padded_dv}) for K and V) + "
             f"{MBARRIER_BYTES}·{self.num_mbarriers} for mbarriers"
         )
@@ -259,9 +299,12 @@ def tile_choice(variant: KernelVariant) -> TileChoice:
 def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
     """The plan for ``variant`` on ``target``.
 
+    CTAs are persistent where tiles are short or of different lengths, so that their beginnings and
+    ends weigh: under masks and for packed sequences. See the README's section on schedules.
+
     Raises:
-        UnsupportedError: a dtype other than fp16 and bf16, packed sequences, an architecture
-            without wgmma, or no tile for the head dims.
+        UnsupportedError: a dtype other than fp16 and bf16, an architecture without wgmma, no tile
+            for the head dims, or heads that do not pack.
     """
     if not target.has_wgmma:
         raise UnsupportedError(
@@ -270,10 +313,17 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
             expected="sm_90a",
             alternatives=("fa2", "fa1"),
         )
-    check_served("FA3", variant, dtypes=DTYPES, alternatives=("fa2", "fa1"))
+    check_served("FA3", variant, dtypes=DTYPES, has_varlen=True, has_packed_groups=True)
+    if variant.packed_group > STRIP_ROWS or STRIP_ROWS % variant.packed_group:
+        raise UnsupportedError(
+            "FA3 cannot pack this many query heads into a tile",
+            got=f"{variant.packed_group} query heads per K/V head",
+            expected=f"a divisor of {STRIP_ROWS}, the rows of one TMA box of Q",
+            fix="use pack_gqa=None or False",
+        )
     tile = tile_choice(variant)
     is_masked = variant.causal or variant.has_window_left or variant.has_window_right
-    return Fa3FwdConfig(
+    config = Fa3FwdConfig(
         dtype=variant.dtype,
         head_dim=variant.head_dim,
         head_dim_v=variant.head_dim_v,
@@ -281,7 +331,22 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
         has_window_left=variant.has_window_left,
         has_window_right=variant.has_window_right,
         has_softcap=variant.has_softcap,
+        is_varlen=variant.is_varlen,
+        has_seqused_q=variant.has_seqused_q,
+        has_seqused_k=variant.has_seqused_k,
+        packed_group=variant.packed_group,
         num_consumers=tile.num_consumers,
         tile_n=tile.tile_n_masked if is_masked else tile.tile_n,
+        is_persistent=is_masked or variant.is_varlen,
         smem_limit_bytes=target.smem_per_block_bytes,
     )
+    return with_own_o(config) if config.is_persistent else config
+
+
+def with_own_o(config: Fa3FwdConfig) -> Fa3FwdConfig:
+    """``config`` with strips of O beside those of Q, if there is room for them."""
+    room = config.smem_limit_bytes - config.smem_bytes
+    apart = config.smem_q_bytes + config.smem_o_bytes - config.smem_strip_bytes
+    if config.num_consumers * apart > room:
+        return config
+    return replace(config, has_own_o=True)

@@ -14,22 +14,22 @@ from __future__ import annotations
 import cutlass
 from cutlass import cute
 
-from cute_fa.blocks.block_range import key_blocks
 from cute_fa.blocks.copies import shared_tile
 from cute_fa.blocks.pipelines import num_mbarriers, tma_pipe
 from cute_fa.blocks.scores import ScoreScale, score_scale
-from cute_fa.blocks.seqlen import Band, SeqlenInfo, clamp_window
+from cute_fa.blocks.seqlen import Window, num_sequences, sequences
 from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
+from cute_fa.blocks.tile_scheduler import TileSchedule, tile_schedule
 from cute_fa.blocks.tiles import WARP_THREADS
 from cute_fa.blocks.tma import shared_tiles, tma_load, tma_store
 from cute_fa.fa3.config import (
-    ELEMENT_BYTES,
     SMEM_ALIGN_BYTES,
     STRIP_ROWS,
     WARPGROUP_THREADS,
+    WARPGROUP_WARPS,
     Fa3FwdConfig,
 )
-from cute_fa.fa3.fwd_context import CtaTile, Transfers
+from cute_fa.fa3.fwd_context import Cta, Transfers
 from cute_fa.fa3.fwd_load import load
 from cute_fa.fa3.fwd_mma import attend
 
@@ -75,38 +75,41 @@ class Fa3Fwd:
     @cute.jit
     def __call__(
         self,
-        mQ: cute.Tensor,  # (B, Sq, Hq, D)
-        mK: cute.Tensor,  # (B, Sk, Hk, D)
-        mV: cute.Tensor,  # (B, Sk, Hk, Dv)
-        mO: cute.Tensor,  # (B, Sq, Hq, Dv)
-        mLSE: cute.Tensor,  # (B, Hq, Sq) fp32
+        mQ: cute.Tensor,  # (B, Sq, Hq, D), or packed (Tq, Hq, D)
+        mK: cute.Tensor,  # (B, Sk, Hk, D) or (Tk, Hk, D)
+        mV: cute.Tensor,  # (B, Sk, Hk, Dv) or (Tk, Hk, Dv)
+        mO: cute.Tensor,  # (B, Sq, Hq, Dv) or (Tq, Hq, Dv)
+        mLSE: cute.Tensor,  # (B, Hq, Sq) or (Hq, Tq) fp32
         softmax_scale: cutlass.Float32,
         softcap: cutlass.Float32,
         window_left: cutlass.Int32,
         window_right: cutlass.Int32,
         stream,
+        *lengths,  # of packed sequences: blocks.signature
     ):
         """Launch on ``stream``; only variants that have them read ``softcap`` and the window."""
         cfg = self.config
-        batch, seqlen_q, heads, _ = mQ.shape
-        seqlen = SeqlenInfo(seqlen_q, mK.shape[1])
-        left = right = None
-        if cutlass.const_expr(cfg.has_window_left):
-            left = clamp_window(window_left, seqlen)
-        if cutlass.const_expr(cfg.is_causal):
-            right = cutlass.Int32(0)
-        if cutlass.const_expr(cfg.has_window_right):
-            right = clamp_window(window_right, seqlen)
-        band = Band(seqlen, left, right, is_within_k=cfg.is_causal)
-        scores = score_scale(softmax_scale, softcap, cfg.has_softcap)
+        window = Window.of(cfg, window_left, window_right)
+        schedule = tile_schedule(
+            sequences(mQ, mK, window, lengths),
+            num_sequences(mQ, lengths),
+            mQ,
+            mK,
+            rows=cfg.tile_queries,
+            key_bytes=(cfg.head_dim + cfg.head_dim_v) * cfg.element_bytes,
+            packed_group=cfg.packed_group,
+            is_longest_first=cfg.has_long_last_tiles,
+            is_persistent=cfg.is_persistent,
+        )
         transfers = Transfers(
-            q=tma_load(mQ, STRIP_ROWS, cfg.padded_d),
+            q=tma_load(mQ, STRIP_ROWS, cfg.padded_d, cfg.packed_group),
             k=tma_load(mK, cfg.tile_n, cfg.padded_d),
             v=tma_load(mV, cfg.tile_n, cfg.padded_dv),
-            o=tma_store(mO, STRIP_ROWS, cfg.padded_dv),
+            o=tma_store(mO, STRIP_ROWS, cfg.padded_dv, cfg.packed_group),
         )
-        self.kernel(transfers, mLSE, heads // mK.shape[2], scores, band).launch(
-            grid=[cute.ceil_div(seqlen_q, cfg.tile_m), heads, batch],
+        scores = score_scale(softmax_scale, softcap, cfg.has_softcap)
+        self.kernel(transfers, mLSE, scores, schedule).launch(
+            grid=schedule.grid(),
             block=[cfg.num_threads, 1, 1],
             min_blocks_per_mp=1,
             stream=stream,
@@ -114,39 +117,34 @@ class Fa3Fwd:
 
     @cute.kernel
     def kernel(
-        self,
-        transfers: Transfers,
-        mLSE: cute.Tensor,
-        heads_per_kv: cutlass.Int32,
-        scores: ScoreScale,
-        band: Band,
+        self, transfers: Transfers, mLSE: cute.Tensor, scores: ScoreScale, schedule: TileSchedule
     ):
         cfg = self.config
         tidx, _, _ = cute.arch.thread_idx()
         warp = cute.arch.make_warp_uniform(tidx // WARP_THREADS)
         warpgroup = cute.arch.make_warp_uniform(tidx // WARPGROUP_THREADS)
-        m_block, head, batch = cute.arch.block_idx()
-        if cutlass.const_expr(cfg.is_causal):
-            # Later rows see more keys: they start first, so that no long tile is left for the end.
-            m_block = cute.arch.grid_dim()[0] - 1 - m_block
 
         # -- storage
         smem = cutlass.memory.SmemAllocator()
         memory_q = self._allocate(smem, cfg.num_consumers * cfg.smem_strip_bytes)
+        memory_o, distance_o = memory_q, cfg.smem_strip_bytes
+        if cutlass.const_expr(cfg.has_own_o):
+            memory_o = self._allocate(smem, cfg.num_consumers * cfg.smem_o_bytes)
+            distance_o = cfg.smem_o_bytes
         memory_k = self._allocate(smem, cfg.stages * cfg.smem_k_bytes)
         memory_v = self._allocate(smem, cfg.stages * cfg.smem_v_bytes)
-        strip = cfg.smem_strip_bytes // ELEMENT_BYTES
-        sQ = shared_tiles(memory_q, STRIP_ROWS, cfg.padded_d, cfg.num_consumers, strip)
-        sO = shared_tiles(memory_q, STRIP_ROWS, cfg.padded_dv, cfg.num_consumers, strip)
+        sQ = self._strips(memory_q, cfg.padded_d, cfg.smem_strip_bytes)  # (64, D, strip)
+        sO = self._strips(memory_o, cfg.padded_dv, distance_o)  # (64, Dv, strip)
         sK = shared_tile(memory_k, cfg.tile_n, cfg.padded_d, cfg.stages)  # (N, D, stage)
         sV = shared_tile(memory_v, cfg.tile_n, cfg.padded_dv, cfg.stages)  # (N, Dv, stage)
 
         # -- pipes
         consumers = cfg.num_consumer_warps
-        mbar_q = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.num_consumers, 0))
+        q_consumers = WARPGROUP_WARPS if cfg.is_persistent else 0  # of one strip
+        mbar_q = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.num_consumers, q_consumers))
         mbar_k = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.stages, consumers))
         mbar_v = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.stages, consumers))
-        pipe_q = tma_pipe("q", mbar_q, sQ, cfg.smem_q_bytes, 0)
+        pipe_q = tma_pipe("q", mbar_q, sQ, cfg.smem_q_bytes, q_consumers)
         pipe_k = tma_pipe("k", mbar_k, sK, cfg.smem_k_bytes, consumers)
         pipe_v = tma_pipe("v", mbar_v, sV, cfg.smem_v_bytes, consumers)
         if warp == 0:
@@ -158,8 +156,10 @@ class Fa3Fwd:
         cute.arch.sync_threads()
 
         # -- roles
-        tile = CtaTile(
+        cta = Cta(
             config=cfg,
+            schedule=schedule,
+            transfers=transfers,
             sQ=sQ,
             sO=sO,
             sK=sK,
@@ -169,20 +169,20 @@ class Fa3Fwd:
             pipe_k=pipe_k,
             pipe_v=pipe_v,
             scores=scores,
-            band=band,
-            blocks=key_blocks(band, m_block, cfg.tile_m, cfg.tile_n),
-            m_block=m_block,
-            head=head,
-            head_kv=head // heads_per_kv,
-            batch=batch,
         )
         if warpgroup == 0:
             cute.arch.setmaxregister_decrease(cfg.producer_registers)
             if warp == 0:
-                load(tile, transfers)
+                load(cta)
         else:
             cute.arch.setmaxregister_increase(cfg.consumer_registers)
-            attend(tile, transfers.o, mLSE, warpgroup - 1, tidx % WARPGROUP_THREADS)
+            attend(cta, mLSE, warpgroup - 1, tidx % WARPGROUP_THREADS)
+
+    def _strips(self, memory: cute.Pointer, columns: int, distance_bytes: int) -> cute.Tensor:
+        """One tile of 64 rows per consumer."""
+        cfg = self.config
+        distance = distance_bytes // cfg.element_bytes
+        return shared_tiles(memory, STRIP_ROWS, columns, cfg.num_consumers, distance)
 
     def _allocate(self, smem: cutlass.memory.SmemAllocator, num_bytes: int) -> cute.Pointer:
         """Shared memory for elements of the kernel's dtype, aligned for any swizzle."""

@@ -6,34 +6,56 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks.pipelines import TmaPipe
-from cute_fa.fa3.fwd_context import CtaTile, Transfers
+from cute_fa.blocks.tile_scheduler import WorkTile, for_each_tile
+from cute_fa.blocks.tma import Rows, TmaTensor
+from cute_fa.fa3.fwd_context import Cta, RowTile, Uses
 
 
 @cute.jit
-def load(tile: CtaTile, transfers: Transfers):
-    """Load the strips of Q, then K and V blocks from right to left, V one block behind K.
+def load(cta: Cta):
+    """Load what the CTA's tiles need, as far ahead as the slots allow.
 
-    The n-th use of both rings is block n_stop − 1 − n. The order is the consumers' order of need:
-    K(n) for S = QK(n), then V of the block before it for O += PV.
-
-    Waits: empty slots of pipe_k, pipe_v.   Signals: full slots of pipe_q, pipe_k, pipe_v.
+    Waits: empty slots of pipe_q, pipe_k, pipe_v.   Signals: full slots of the same.
     Registers: cfg.producer_registers.
     """
-    cfg = tile.config
-    tQsQ, tQgQ = transfers.q.tiles(tile.head, tile.batch, tile.sQ)  # (TMA, strip), (TMA, tile)
-    tKsK, tKgK = transfers.k.tiles(tile.head_kv, tile.batch, tile.sK)  # (TMA, stage), (TMA, tile)
-    tVsV, tVgV = transfers.v.tiles(tile.head_kv, tile.batch, tile.sV)
-    count = tile.blocks.count
-    last = tile.blocks.n_stop - 1
-    if count > 0:
-        for w in cutlass.range_constexpr(cfg.num_consumers):
-            row_tile = tile.m_block * cfg.num_consumers + w
-            _fill(transfers.q.atom, tile.pipe_q, w, tQgQ[None, row_tile], tQsQ)
-        _fill(transfers.k.atom, tile.pipe_k, 0, tKgK[None, last], tKsK)
-        for n in cutlass.range(1, count, unroll=1):
-            _fill(transfers.k.atom, tile.pipe_k, n, tKgK[None, last - n], tKsK)
-            _fill(transfers.v.atom, tile.pipe_v, n - 1, tVgV[None, last - n + 1], tVsV)
-        _fill(transfers.v.atom, tile.pipe_v, count - 1, tVgV[None, last - count + 1], tVsV)
+
+    def load_tile(work: WorkTile, uses: Uses) -> Uses:
+        return _load_tile(cta, RowTile.of(cta, work, uses))
+
+    for_each_tile(cta.schedule, load_tile, Uses(cutlass.Int32(0), cutlass.Int32(0)))
+
+
+@cute.jit
+def _load_tile(cta: Cta, tile: RowTile) -> Uses:
+    """Q, and K and V from right to left in the consumers' order of need: K for S = QKᵀ, then V of
+    the block before it for O += PV.
+
+    The first K goes before Q, whose strips may have to wait until the last tile's O has left them.
+    """
+    cfg = cta.config
+    transfers = cta.transfers
+    queries, keys = Rows.of_queries(tile.sequence), Rows.of_keys(tile.sequence)
+    first, stop = tile.first_use, tile.first_use + tile.blocks.count
+    if first < stop:
+        _load_block(cta.pipe_k, transfers.k, cta.sK, keys, tile, first)
+    for w in cutlass.range_constexpr(cfg.num_consumers):
+        dst, src = transfers.q.tile(cta.sQ, queries, tile.head, tile.strip(cta, w))
+        _fill(transfers.q.atom, cta.pipe_q, tile.use_of_q(cta, w), src, dst)
+    for n in cutlass.range(first + 1, stop, unroll=1):
+        _load_block(cta.pipe_k, transfers.k, cta.sK, keys, tile, n)
+        _load_block(cta.pipe_v, transfers.v, cta.sV, keys, tile, n - 1)
+    if first < stop:
+        _load_block(cta.pipe_v, transfers.v, cta.sV, keys, tile, stop - 1)
+    return tile.uses_after
+
+
+@cute.jit
+def _load_block(
+    pipe: TmaPipe, tensor: TmaTensor, sX: cute.Tensor, keys: Rows, tile: RowTile, n: cutlass.Int32
+):
+    """Use ``n`` of a ring."""
+    dst, src = tensor.tile(sX, keys, tile.head_kv, tile.block(n))
+    _fill(tensor.atom, pipe, n, src, dst)
 
 
 @cute.jit

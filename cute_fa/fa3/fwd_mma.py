@@ -1,4 +1,4 @@
-"""CONSUMER: one warpgroup that computes a strip of 64 query rows."""
+"""CONSUMER: one warpgroup that computes a strip of 64 rows of each tile."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from cutlass.cute.nvgpu import warpgroup
 from cute_fa.blocks.copies import transposed_view
 from cute_fa.blocks.mask import mask_scores
 from cute_fa.blocks.mma import as_operand_a, row_offset
+from cute_fa.blocks.pack_gqa import HeadGroup
 from cute_fa.blocks.scores import cap_scores, fold_scale_sign
 from cute_fa.blocks.signature import DTYPES
 from cute_fa.blocks.softmax import OnlineSoftmax, rescale_rows
+from cute_fa.blocks.tile_scheduler import WorkTile, for_each_tile
 from cute_fa.blocks.tiles import CHUNK_BYTES, MMA_M, WARP_THREADS
-from cute_fa.blocks.tma import TmaTensor
+from cute_fa.blocks.tma import Rows
 from cute_fa.blocks.wgmma import (
     as_mma_blocks,
     gemm,
@@ -27,98 +29,104 @@ from cute_fa.blocks.wgmma import (
     operand_b,
 )
 from cute_fa.fa3.config import (
-    ELEMENT_BYTES,
     STRIP_ROWS,
     WARPGROUP_THREADS,
     WARPGROUP_WARPS,
     Fa3FwdBarrier,
 )
-from cute_fa.fa3.fwd_context import CtaTile
+from cute_fa.fa3.fwd_context import Cta, RowTile, Uses
 
 
 @dataclass(frozen=True)
-class Strip:
-    """What one consumer works on: its operands, statistics and place in the problem."""
+class Consumer:
+    """One consumer warpgroup and its operands, for all tiles."""
 
-    cta: CtaTile
+    cta: Cta
     mma_qk: cutlass.Constexpr
     mma_pv: cutlass.Constexpr
     tSrQ: cute.Tensor  # descriptors, (MMA, MMA_M, MMA_D)
     tSrK: cute.Tensor  # descriptors, (MMA, MMA_N, MMA_D, stage)
     tOrVt: cute.Tensor  # descriptors, (MMA, MMA_Dv, MMA_N, stage)
+    number: cutlass.Int32
+    thread: cutlass.Int32  # within the warpgroup
+    warp: cutlass.Int32  # within the warpgroup
+
+    @property
+    def is_first_warp(self) -> cutlass.Boolean:
+        """Whether this is the warp that stores O."""
+        return self.warp == 0
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One consumer's 64 rows of a tile: P, O, statistics, and where they are.
+
+    Rows are packed rows where query heads share the tile; ``cta.config.packed_group`` of them are
+    one query, and masks know queries only.
+    """
+
+    owner: Consumer
+    tile: RowTile
     rP: cute.Tensor  # P of the latest block, ((2, 2, 2), 1, N / 16)
     acc_O: cute.Tensor  # ((2, 2, Dv / 8), 1, 1)
     softmax: OnlineSoftmax
-    consumer: cutlass.Int32
-    thread: cutlass.Int32  # within the warpgroup
-    warp_row: cutlass.Int32  # first global row of the warp
-    thread_row: cutlass.Int32  # global row of the thread's first accumulator element
+    warp_row: cutlass.Int32  # first row of the warp in its sequence
+    thread_row: cutlass.Int32  # row of the thread's first accumulator element
     thread_column: cutlass.Int32  # and its column in the tile
 
 
 @cute.jit
-def attend(
-    cta: CtaTile,
-    tma_o: TmaTensor,
-    mLSE: cute.Tensor,
-    consumer: cutlass.Int32,
-    thread: cutlass.Int32,
-):
-    """Compute, write and leave: O and LSE of strip ``consumer``.
+def attend(cta: Cta, mLSE: cute.Tensor, number: cutlass.Int32, thread: cutlass.Int32):
+    """O and LSE of strip ``number`` of all tiles of the CTA.
 
     Waits: full slots of pipe_q, pipe_k, pipe_v; its turn; its strip's barrier.
-    Signals: empty slots of pipe_k, pipe_v; the next consumer's turn.
+    Signals: empty slots of the same; the next consumer's turn.
     Registers: cfg.consumer_registers.
     """
-    cfg = cta.config
-    strip = _strip(cta, consumer, thread)
-    blocks = cta.blocks
-    count = blocks.count
-    if count > 0:
-        cta.pipe_q.wait(consumer)
-        if cutlass.const_expr(not cfg.has_softcap):
-            _fold_scale_sign(strip)
-        _first_block(strip)
-        # Uses 1 … count − 1 of the rings, in the three ranges of ``KeyBlocks``.
-        one = cutlass.Int32(1)
-        first_full = cutlass.max(blocks.n_stop - blocks.n_full_stop, one)
-        first_left = cutlass.max(blocks.n_stop - blocks.n_full_start, one)
-        for n in cutlass.range(1, first_full, unroll=1):
-            _next_block(strip, n, is_masked=True)
-        for n in cutlass.range(first_full, first_left, unroll=1):
-            _next_block(strip, n, is_masked=False)
-        if cutlass.const_expr(cfg.has_window_left):
-            for n in cutlass.range(first_left, count, unroll=1):
-                _next_block(strip, n, is_masked=True)
-        _last_product(strip, count - 1)
-    _store_lse(strip, mLSE[cta.batch, cta.head, None])
-    _store_o(strip, tma_o)
+    consumer = _consumer(cta, number, thread)
+
+    def attend_tile(work: WorkTile, uses: Uses) -> Uses:
+        return _attend_tile(consumer, RowTile.of(cta, work, uses), mLSE)
+
+    _open_turns(consumer)
+    for_each_tile(cta.schedule, attend_tile, Uses(cutlass.Int32(0), cutlass.Int32(0)))
+    _close_turns(consumer)
+    # Shared memory must outlive the last store's reads of it.
+    _await_stores(consumer)
 
 
-def _strip(cta: CtaTile, consumer: cutlass.Int32, thread: cutlass.Int32) -> Strip:
-    """The operands and empty statistics of one consumer."""
+def _consumer(cta: Cta, number: cutlass.Int32, thread: cutlass.Int32) -> Consumer:
     cfg = cta.config
     dtype = DTYPES[cfg.dtype]
     mma_qk = mma_smem_smem(dtype, cfg.tile_n)
     mma_pv = mma_reg_smem(dtype, cfg.padded_dv)
-    acc_O = make_accumulator(mma_pv, cfg.padded_dv)  # ((2, 2, Dv / 8), 1, 1)
-    acc_O.fill(0.0)
-    warp = cute.arch.make_warp_uniform(thread // WARP_THREADS)
-    warp_row = cta.m_block * cfg.tile_m + consumer * STRIP_ROWS + warp * MMA_M
-    lane = thread % WARP_THREADS
-    softmax = OnlineSoftmax.start(2, cta.scores.scale_log2)
-    return Strip(
+    return Consumer(
         cta=cta,
         mma_qk=mma_qk,
         mma_pv=mma_pv,
-        tSrQ=operand_a(mma_qk, cta.sQ)[None, None, None, consumer],
+        tSrQ=operand_a(mma_qk, cta.sQ)[None, None, None, number],
         tSrK=operand_b(mma_qk, cta.sK),
         tOrVt=operand_b(mma_pv, transposed_view(cta.sV)),
-        rP=cute.make_rmem_tensor(((2, 2, 2), 1, cfg.tile_n // 16), dtype),
-        acc_O=acc_O,
-        softmax=softmax,
-        consumer=consumer,
+        number=number,
         thread=thread,
+        warp=cute.arch.make_warp_uniform(thread // WARP_THREADS),
+    )
+
+
+def _strip(consumer: Consumer, tile: RowTile) -> Strip:
+    """Empty statistics, and O = 0."""
+    cta = consumer.cta
+    cfg = cta.config
+    acc_O = make_accumulator(consumer.mma_pv, cfg.padded_dv)  # ((2, 2, Dv / 8), 1, 1)
+    acc_O.fill(0.0)
+    lane = consumer.thread % WARP_THREADS
+    warp_row = tile.strip(cta, consumer.number) * STRIP_ROWS + consumer.warp * MMA_M
+    return Strip(
+        owner=consumer,
+        tile=tile,
+        rP=cute.make_rmem_tensor(((2, 2, 2), 1, cfg.tile_n // 16), DTYPES[cfg.dtype]),
+        acc_O=acc_O,
+        softmax=OnlineSoftmax.start(2, cta.scores.scale_log2),
         warp_row=warp_row,
         thread_row=warp_row + lane // 4,
         thread_column=2 * (lane % 4),
@@ -126,48 +134,70 @@ def _strip(cta: CtaTile, consumer: cutlass.Int32, thread: cutlass.Int32) -> Stri
 
 
 @cute.jit
-def _first_block(strip: Strip):
-    """S and P of the right-most block, which nothing overlaps."""
-    cta = strip.cta
-    acc_S = make_accumulator(strip.mma_qk, cta.config.tile_n)
-    cta.pipe_k.wait(0)
-    _await_turn(strip, is_first=True)
+def _attend_tile(consumer: Consumer, tile: RowTile, mLSE: cute.Tensor) -> Uses:
+    """O and LSE of this consumer's strip of one tile."""
+    cta = consumer.cta
+    cfg = cta.config
+    blocks = tile.blocks
+    strip = _strip(consumer, tile)
+    use_of_q = tile.use_of_q(cta, consumer.number)
+    cta.pipe_q.wait(use_of_q)
+    # Uses of the rings, in the three ranges of ``KeyBlocks``.
+    first, stop = tile.first_use, tile.first_use + blocks.count
+    if first < stop:
+        if cutlass.const_expr(not cfg.has_softcap):
+            _fold_scale_sign(consumer)
+        _first_block(strip, first)
+        first_full = first + cutlass.max(blocks.n_stop - blocks.n_full_stop, 1)
+        first_left = first + cutlass.max(blocks.n_stop - blocks.n_full_start, 1)
+        for n in cutlass.range(first + 1, first_full, unroll=1):
+            _next_block(strip, n, is_masked=True)
+        for n in cutlass.range(first_full, first_left, unroll=1):
+            _next_block(strip, n, is_masked=False)
+        if cutlass.const_expr(cfg.has_window_left):
+            for n in cutlass.range(first_left, stop, unroll=1):
+                _next_block(strip, n, is_masked=True)
+    if cutlass.const_expr(cfg.is_persistent and cfg.has_own_o):
+        cta.pipe_q.release(use_of_q)
+    if first < stop:
+        _last_product(strip, stop - 1)
+    _store_lse(strip, mLSE)
+    _store_o(strip)
+    if cutlass.const_expr(cfg.is_persistent and not cfg.has_own_o):
+        _await_stores(consumer)
+        cta.pipe_q.release(use_of_q)
+    return tile.uses_after
+
+
+@cute.jit
+def _first_block(strip: Strip, n: cutlass.Int32):
+    """S and P of the right-most block, use ``n``, which nothing overlaps."""
+    cta = strip.owner.cta
+    acc_S = make_accumulator(strip.owner.mma_qk, cta.config.tile_n)
+    cta.pipe_k.wait(n)
+    _await_turn(strip.owner)
     warpgroup.fence()
-    # S = Q Kᵀ   (64, N) = (64, D) @ (D, N)
-    gemm(
-        strip.mma_qk,
-        acc_S,
-        strip.tSrQ,
-        strip.tSrK[None, None, None, cta.pipe_k.slot(0)],
-        accumulate=False,
-    )
-    _pass_turn(strip)
+    _issue_qk(strip, acc_S, n)
+    _pass_turn(strip.owner)
     warpgroup.wait_group(0)
-    cta.pipe_k.release(0)
-    _softmax(strip, acc_S, 0, is_masked=True)
+    cta.pipe_k.release(n)
+    _softmax(strip, acc_S, n, is_masked=True)
     _keep_p(strip, acc_S)
-    cta.pipe_v.wait(0)
+    cta.pipe_v.wait(n)
 
 
 @cute.jit
 def _next_block(strip: Strip, n: cutlass.Int32, is_masked: cutlass.Constexpr):
     """Use ``n`` of K and ``n`` − 1 of V: this block's softmax runs while the tensor core adds the
     block before it to O (paper, section 3.2)."""
-    cta = strip.cta
-    acc_S = make_accumulator(strip.mma_qk, cta.config.tile_n)
+    cta = strip.owner.cta
+    acc_S = make_accumulator(strip.owner.mma_qk, cta.config.tile_n)
     cta.pipe_k.wait(n)
-    _await_turn(strip)
+    _await_turn(strip.owner)
     warpgroup.fence()
-    # S = Q Kᵀ   (64, N) = (64, D) @ (D, N)
-    gemm(
-        strip.mma_qk,
-        acc_S,
-        strip.tSrQ,
-        strip.tSrK[None, None, None, cta.pipe_k.slot(n)],
-        accumulate=False,
-    )
-    _add_pv(strip, n - 1)
-    _pass_turn(strip)
+    _issue_qk(strip, acc_S, n)
+    _issue_pv(strip, n - 1)
+    _pass_turn(strip.owner)
     warpgroup.wait_group(1)
     cta.pipe_k.release(n)
     rescale = _softmax(strip, acc_S, n, is_masked)
@@ -182,19 +212,27 @@ def _next_block(strip: Strip, n: cutlass.Int32, is_masked: cutlass.Constexpr):
 
 @cute.jit
 def _last_product(strip: Strip, n: cutlass.Int32):
-    """O += P V of the left-most block."""
-    _await_turn(strip)
+    """O += P V of the left-most block, use ``n``."""
+    _await_turn(strip.owner)
     warpgroup.fence()
-    _add_pv(strip, n)
-    _pass_turn(strip, is_last=True)
+    _issue_pv(strip, n)
+    _pass_turn(strip.owner)
     warpgroup.wait_group(0)
+    strip.owner.cta.pipe_v.release(n)
 
 
-def _add_pv(strip: Strip, n: cutlass.Int32) -> None:
+def _issue_qk(strip: Strip, acc_S: cute.Tensor, n: cutlass.Int32) -> None:
+    """Issue S = Q Kᵀ   (64, N) = (64, D) @ (D, N) of use ``n``, whose K has landed."""
+    owner = strip.owner
+    k = owner.tSrK[None, None, None, owner.cta.pipe_k.slot(n)]
+    gemm(owner.mma_qk, acc_S, owner.tSrQ, k, accumulate=False)
+
+
+def _issue_pv(strip: Strip, n: cutlass.Int32) -> None:
     """Issue O += P V   (64, Dv) = (64, N) @ (N, Dv) of use ``n``, whose V has landed."""
-    cta = strip.cta
-    vt = strip.tOrVt[None, None, None, cta.pipe_v.slot(n)]
-    gemm(strip.mma_pv, strip.acc_O, strip.rP, vt, accumulate=True)
+    owner = strip.owner
+    vt = owner.tOrVt[None, None, None, owner.cta.pipe_v.slot(n)]
+    gemm(owner.mma_pv, strip.acc_O, strip.rP, vt, accumulate=True)
 
 
 @cute.jit
@@ -202,16 +240,19 @@ def _softmax(
     strip: Strip, acc_S: cute.Tensor, n: cutlass.Int32, is_masked: cutlass.Constexpr
 ) -> cute.Tensor:
     """S ← P of use ``n``, statistics updated; returns what O has to be multiplied by."""
-    cta = strip.cta
+    cta, band = strip.owner.cta, strip.tile.band
     scores = as_mma_blocks(acc_S)  # ((2, 2), 1, N / 8)
     cap_scores(scores, cta.scores)
     if cutlass.const_expr(is_masked):
-        first_column = (cta.blocks.n_stop - 1 - n) * cta.config.tile_n
+        group = HeadGroup(cta.config.packed_group)
+        first_column = strip.tile.block(n) * cta.config.tile_n
         last_column = first_column + cta.config.tile_n - 1
-        last_row = strip.warp_row + MMA_M - 1
-        if cta.band.cuts(strip.warp_row, last_row, first_column, last_column):
+        first_query = group.query(strip.warp_row)
+        last_query = group.query(strip.warp_row + MMA_M - 1)
+        if band.cuts(first_query, last_query, first_column, last_column):
             column = first_column + strip.thread_column
-            mask_scores(scores, cta.band, strip.thread_row, column, WARPGROUP_WARPS)
+            query = group.query(strip.thread_row)
+            mask_scores(scores, band, query, column, WARPGROUP_WARPS, group.size)
     return strip.softmax.absorb(scores, is_masked)
 
 
@@ -231,37 +272,41 @@ def _round(src: cute.Tensor, dst: cute.Tensor) -> None:
 
 
 @cute.jit
-def _await_turn(strip: Strip, is_first: cutlass.Constexpr = False):
-    """Wait until the consumer before this one has issued its products; consumer 0 begins."""
-    cfg = strip.cta.config
+def _open_turns(consumer: Consumer):
+    """Consumer 0 begins: the first turn comes from the one before it in the cycle."""
+    cfg = consumer.cta.config
     if cutlass.const_expr(cfg.has_turns):
-        if cutlass.const_expr(is_first):
-            if strip.consumer > 0:
-                _turn_barrier(strip)
-        else:
-            _turn_barrier(strip)
-
-
-def _turn_barrier(strip: Strip) -> None:
-    cute.arch.barrier(
-        barrier_id=int(Fa3FwdBarrier.TURN) + strip.consumer,
-        number_of_threads=2 * WARPGROUP_THREADS,
-    )
+        if consumer.number == cfg.num_consumers - 1:
+            _arrive_turn(cutlass.Int32(0))
 
 
 @cute.jit
-def _pass_turn(strip: Strip, is_last: cutlass.Constexpr = False):
-    """Let the next consumer issue; after the last consumer's last product nobody waits."""
-    cfg = strip.cta.config
+def _close_turns(consumer: Consumer):
+    """Take back the turn that nobody takes, so that every arrival has met its wait."""
+    if cutlass.const_expr(consumer.cta.config.has_turns):
+        if consumer.number == 0:
+            _await_turn(consumer)
+
+
+@cute.jit
+def _await_turn(consumer: Consumer):
+    """Wait until the consumer before this one has issued its products."""
+    if cutlass.const_expr(consumer.cta.config.has_turns):
+        cute.arch.barrier(
+            barrier_id=int(Fa3FwdBarrier.TURN) + consumer.number,
+            number_of_threads=2 * WARPGROUP_THREADS,
+        )
+
+
+@cute.jit
+def _pass_turn(consumer: Consumer):
+    """Let the next consumer issue."""
+    cfg = consumer.cta.config
     if cutlass.const_expr(cfg.has_turns):
-        following = strip.consumer + 1
-        if strip.consumer == cfg.num_consumers - 1:
+        following = consumer.number + 1
+        if consumer.number == cfg.num_consumers - 1:
             following = cutlass.Int32(0)
-        if cutlass.const_expr(is_last):
-            if following > 0:
-                _arrive_turn(following)
-        else:
-            _arrive_turn(following)
+        _arrive_turn(following)
 
 
 def _arrive_turn(consumer: cutlass.Int32) -> None:
@@ -270,70 +315,84 @@ def _arrive_turn(consumer: cutlass.Int32) -> None:
     )
 
 
-def _strip_barrier(strip: Strip) -> None:
+def _strip_barrier(consumer: Consumer) -> None:
     """All threads of this consumer."""
     cute.arch.barrier(
-        barrier_id=int(Fa3FwdBarrier.STRIP) + strip.consumer, number_of_threads=WARPGROUP_THREADS
+        barrier_id=int(Fa3FwdBarrier.STRIP) + consumer.number, number_of_threads=WARPGROUP_THREADS
     )
 
 
 @cute.jit
-def _fold_scale_sign(strip: Strip):
+def _fold_scale_sign(consumer: Consumer):
     """Negate or clear the strip of Q in shared memory if the scale is negative or zero.
 
     Where an element lies does not matter here, so the threads walk over the strip's bytes.
     """
-    cfg = strip.cta.config
-    if strip.cta.scores.scale <= 0.0:
-        chunk = CHUNK_BYTES // ELEMENT_BYTES
+    cta = consumer.cta
+    cfg = cta.config
+    if cta.scores.scale <= 0.0:
+        chunk = CHUNK_BYTES // cfg.element_bytes
         chunks = cfg.smem_q_bytes // CHUNK_BYTES // WARPGROUP_THREADS
+        strip = cfg.smem_strip_bytes // cfg.element_bytes
         layout = cute.make_layout(
             (cfg.num_consumers, WARPGROUP_THREADS, (chunk, chunks)),
-            stride=(cfg.smem_strip_bytes // ELEMENT_BYTES, chunk, (1, WARPGROUP_THREADS * chunk)),
+            stride=(strip, chunk, (1, WARPGROUP_THREADS * chunk)),
         )
-        words = cute.make_tensor(strip.cta.memory_q, layout)[strip.consumer, strip.thread, None]
-        fold_scale_sign(words, strip.cta.scores)
+        words = cute.make_tensor(cta.memory_q, layout)[consumer.number, consumer.thread, None]
+        fold_scale_sign(words, cta.scores)
         # The tensor core reads Q through the async proxy.
         cute.arch.fence_view_async_shared()
-        _strip_barrier(strip)
+        _strip_barrier(consumer)
 
 
 @cute.jit
 def _store_lse(strip: Strip, mLSE: cute.Tensor):
-    """O ← O / l in registers, and LSE (Sq,) by the first thread of each quad."""
+    """O ← O / l in registers, and LSE by the first thread of each quad."""
+    sequence = strip.tile.sequence
+    group = HeadGroup(strip.owner.cta.config.packed_group)
     lse = strip.softmax.finish(as_mma_blocks(strip.acc_O))
     if strip.thread_column == 0:
         for r in cutlass.range_constexpr(cute.size(lse)):
             row = strip.thread_row + row_offset(r, WARPGROUP_WARPS)
-            if row < strip.cta.band.seqlen.seqlen_q:
-                mLSE[row] = lse[r]
+            query = group.query(row)
+            if query < sequence.seqlen.seqlen_q:
+                head = group.head(strip.tile.head, row)
+                sequence.row_values(mLSE, head)[query] = lse[r]
 
 
 @cute.jit
-def _store_o(strip: Strip, tma_o: TmaTensor):
-    """O: registers → shared memory, where the strip of Q was → global, by TMA.
+def _store_o(strip: Strip):
+    """O: registers → shared memory → global, by TMA.
 
-    Rows past Sq and columns past Dv are outside the tensor, which TMA does not write.
+    Rows past the sequence's end and columns past Dv are outside what TMA writes.
     """
-    cta = strip.cta
+    owner, tile = strip.owner, strip.tile
+    cta = owner.cta
     cfg = cta.config
     rO = cute.make_rmem_tensor_like(strip.acc_O, DTYPES[cfg.dtype])
     _round(as_operand_a(as_mma_blocks(strip.acc_O)), as_operand_a(as_mma_blocks(rO)))
     store_matrix = cute.make_copy_atom(
         warp_ops.StMatrix8x8x16bOp(transpose=False, num_matrices=4), rO.element_type
     )
-    tiled_mma = cute.make_tiled_mma(strip.mma_pv)
-    to_smem = cute.make_tiled_copy_C(store_matrix, tiled_mma).get_slice(strip.thread)
-    sO = cta.sO[None, None, strip.consumer]  # (64, Dv)
-    # A warp's O may lie where another's rows of Q were: wait until no product reads them.
-    _strip_barrier(strip)
+    tiled_mma = cute.make_tiled_mma(owner.mma_pv)
+    to_smem = cute.make_tiled_copy_C(store_matrix, tiled_mma).get_slice(owner.thread)
+    sO = cta.sO[None, None, owner.number]  # (64, Dv)
+    if cutlass.const_expr(cfg.is_persistent and cfg.has_own_o):
+        _await_stores(owner)
+    # What lay here may still be read: another warp's rows of Q by a product, or the last O by TMA.
+    _strip_barrier(owner)
     cute.copy(to_smem, to_smem.retile(rO), to_smem.partition_D(sO))
     cute.arch.fence_view_async_shared()
-    _strip_barrier(strip)
-    if strip.thread < WARP_THREADS:
-        tOsO, tOgO = tma_o.tiles(cta.head, cta.batch, cta.sO)  # (TMA, strip), (TMA, tile)
-        row_tile = cta.m_block * cfg.num_consumers + strip.consumer
-        cute.copy(tma_o.atom, tOsO[None, strip.consumer], tOgO[None, row_tile])
+    _strip_barrier(owner)
+    if owner.is_first_warp:
+        queries = Rows.of_queries(tile.sequence)
+        src, dst = cta.transfers.o.tile(cta.sO, queries, tile.head, tile.strip(cta, owner.number))
+        cute.copy(cta.transfers.o.atom, src[None, owner.number], dst)
         cute.arch.cp_async_bulk_commit_group()
-        # Shared memory must outlive the copy's reads of it.
+
+
+@cute.jit
+def _await_stores(consumer: Consumer):
+    """Until TMA has read this consumer's O from shared memory; its first warp waits, for all."""
+    if consumer.is_first_warp:
         cute.arch.cp_async_bulk_wait_group(0, read=True)

@@ -1,0 +1,244 @@
+"""Which CTA computes which row tile, and in which order.
+
+All row tiles of a launch stand in one list, sequence after sequence. A CTA takes one of it
+(single), or every so many of it (static persistent): the grid is as large as the device, and what
+a CTA prepares for its next tile overlaps the end of this one.
+
+    order     Within a sequence the list goes through *sections*, as many heads as fit their K and V
+              into L2 together; within a section through row tiles; within those through its heads.
+              Under a causal mask or right window the last rows come first: long tiles start early.
+              Without either, tiles are equally long and a section is one head.
+    rounds    In round r, CTA c of P takes entry r·P + c, or r·P + P − 1 − c if r is odd: to and
+              fro, so that nobody gets the longest tile of every round.
+    packed    Tile counts of packed sequences are on the device only. A warp finds its entry by a
+              running sum over 32 sequences at a time, and goes on from there for the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cutlass
+from cutlass import cute
+
+from cute_fa.blocks.host import multiprocessor_count
+from cute_fa.blocks.seqlen import DenseSequences, PackedSequences
+from cute_fa.blocks.tiles import WARP_THREADS
+
+L2_SECTION_BYTES = 32 << 20
+"""What the K and V of one section may take: an H100 has 50 MB of L2, a B200 126 MB, and Q, O and
+the CTAs that are still at the section before want room as well."""
+
+
+@dataclass(frozen=True)
+class WorkTile:
+    """One entry of the list.
+
+    Attributes:
+        m_block: row tile of the sequence.
+        head: head of Q; of K/V where its whole group shares the tile.
+        batch: sequence.
+        is_valid: whether there is such an entry; None where there always is. The others mean
+            nothing if not.
+        index: place in the list.
+        step: to the CTA's next entry.
+        first_batch, tiles_before: of packed sequences, where the search for this entry ended: a
+            sequence, and the tiles of those before it.
+    """
+
+    m_block: cutlass.Int32
+    head: cutlass.Int32
+    batch: cutlass.Int32
+    is_valid: cutlass.Boolean | None
+    index: cutlass.Int32
+    step: cutlass.Int32
+    first_batch: cutlass.Int32 | None = None
+    tiles_before: cutlass.Int32 | None = None
+
+
+@dataclass(frozen=True)
+class TileSchedule:
+    """The list of one launch; ``tile_schedule`` makes it on the host.
+
+    Attributes:
+        sequences: what has row tiles.
+        batch: how many there are.
+        heads: tiles side by side: heads of Q, or of K/V where groups share a tile.
+        heads_per_kv: of these, how many read the same K and V.
+        num_tiles: entries; for packed sequences the most that there can be.
+        rows: queries of a tile.
+        key_bytes: K and V of one key and head.
+        is_longest_first: whether the last rows see the most keys.
+        is_persistent: whether CTAs take more than one tile.
+    """
+
+    sequences: DenseSequences | PackedSequences
+    batch: cutlass.Int32
+    heads: cutlass.Int32
+    heads_per_kv: cutlass.Int32
+    num_tiles: cutlass.Int32
+    rows: cutlass.Constexpr
+    key_bytes: cutlass.Constexpr
+    is_longest_first: cutlass.Constexpr
+    is_persistent: cutlass.Constexpr
+
+    def grid(self, ctas_per_sm: int = 1) -> list:
+        """How many CTAs to launch; on the host."""
+        ctas = self.num_tiles
+        if self.is_persistent:
+            ctas = cutlass.min(ctas, multiprocessor_count() * ctas_per_sm)
+        return [ctas, 1, 1]
+
+    @property
+    def is_packed(self) -> bool:
+        return isinstance(self.sequences, PackedSequences)
+
+    def first(self) -> WorkTile:
+        """The CTA's first tile; by whole warps, like ``following``."""
+        cta = cute.arch.block_idx()[0]
+        step = 2 * (cute.arch.grid_dim()[0] - 1 - cta) + 1
+        zero = cutlass.Int32(0)
+        work = WorkTile(zero, zero, zero, None, cta, step)
+        if self.is_packed:
+            return self._found(work, zero, zero)
+        return self._placed(work)
+
+    def following(self, work: WorkTile) -> WorkTile:
+        """The CTA's next tile after ``work``, for persistent CTAs."""
+        turned = 2 * cute.arch.grid_dim()[0] - work.step
+        following = replace(work, index=work.index + work.step, step=turned)
+        if self.is_packed:
+            return self._found(following, work.first_batch, work.tiles_before)
+        return self._placed(following)
+
+    def _placed(self, work: WorkTile) -> WorkTile:
+        """``work`` with what its index says, for sequences of one length."""
+        seqlen = self.sequences.band.seqlen
+        m_blocks = cute.ceil_div(seqlen.seqlen_q, self.rows)
+        columns = self.heads * self.batch
+        m_block, column = self._in_sections(work.index, m_blocks, columns, seqlen.seqlen_k)
+        batch = column // self.heads
+        is_valid = work.index < self.num_tiles if self.is_persistent else None
+        return replace(
+            work, m_block=m_block, head=column - batch * self.heads, batch=batch, is_valid=is_valid
+        )
+
+    def _in_sections(self, index, m_blocks, columns, seqlen_k):
+        """(row tile, column) of entry ``index`` of ``m_blocks`` row tiles of ``columns`` heads."""
+        if not self.is_longest_first:
+            column = index // m_blocks
+            return index - column * m_blocks, column
+        fitting = L2_SECTION_BYTES // self.key_bytes // cutlass.max(seqlen_k, 1)
+        width = cutlass.min(cutlass.max(fitting, 1) * self.heads_per_kv, columns)
+        section = index // (m_blocks * width)
+        first = section * width
+        within = index - m_blocks * first
+        width = cutlass.max(cutlass.min(width, columns - first), 1)
+        row = within // width
+        return m_blocks - 1 - row, first + within - row * width
+
+    def _tiles_of(self, batch: cutlass.Int32) -> cutlass.Int32:
+        """Entries of one packed sequence; 0 for a number beyond the last."""
+        last = self.batch - 1
+        seqlen_q = self.sequences.of(cutlass.min(batch, last)).seqlen.seqlen_q
+        tiles = cute.ceil_div(seqlen_q, self.rows) * self.heads
+        return cutlass.select_(batch > last, cutlass.Int32(0), tiles)
+
+    def _tiles_through(self, first_batch: cutlass.Int32) -> cutlass.Int32:
+        """Entries of sequences ``first_batch`` … ``first_batch`` + lane, by a whole warp."""
+        lane = cute.arch.lane_idx()
+        total = self._tiles_of(first_batch + lane)
+        for distance in (1, 2, 4, 8, 16):
+            before = cute.arch.shuffle_sync_up(total, offset=distance, mask_and_clamp=0)
+            total += cutlass.select_(lane >= distance, before, cutlass.Int32(0))
+        return total
+
+    @cute.jit
+    def _found(
+        self, work: WorkTile, first_batch: cutlass.Int32, tiles_before: cutlass.Int32
+    ) -> WorkTile:
+        """``work`` with what its index says, searched from a sequence on."""
+        last_lane = WARP_THREADS - 1
+        through = self._tiles_through(first_batch)
+        total = cute.arch.shuffle_sync(through, last_lane)
+        while (work.index >= tiles_before + total) & (
+            first_batch + WARP_THREADS < self.batch
+        ):
+            first_batch += WARP_THREADS
+            tiles_before += total
+            through = self._tiles_through(first_batch)
+            total = cute.arch.shuffle_sync(through, last_lane)
+        index = work.index - tiles_before
+        passed = cute.arch.popc(cute.arch.vote_ballot_sync(through <= index))
+        before = cute.arch.shuffle_sync(through, cutlass.max(passed - 1, 0))
+        before = cutlass.select_(passed == 0, cutlass.Int32(0), before)
+        batch = cutlass.min(first_batch + passed, self.batch - 1)
+        seqlen = self.sequences.of(batch).seqlen
+        m_blocks = cutlass.max(cute.ceil_div(seqlen.seqlen_q, self.rows), 1)
+        m_block, head = self._in_sections(index - before, m_blocks, self.heads, seqlen.seqlen_k)
+        return replace(
+            work,
+            m_block=m_block,
+            head=head,
+            batch=batch,
+            is_valid=index < total,
+            first_batch=first_batch,
+            tiles_before=tiles_before,
+        )
+
+
+@cute.jit
+def for_each_tile(schedule: TileSchedule, body: cutlass.Constexpr, ordinal: cutlass.Int32):
+    """``body(work, ordinal) → ordinal`` for each tile of this CTA; by whole warps."""
+    work = schedule.first()
+    if cutlass.const_expr(schedule.is_persistent):
+        while work.is_valid:
+            ordinal = body(work, ordinal)
+            work = schedule.following(work)
+    elif cutlass.const_expr(work.is_valid is not None):
+        if work.is_valid:
+            body(work, ordinal)
+    else:
+        body(work, ordinal)
+
+
+def tile_schedule(
+    sequences: DenseSequences | PackedSequences,
+    batch: cutlass.Int32,
+    mQ: cute.Tensor,
+    mK: cute.Tensor,
+    *,
+    rows: int,
+    key_bytes: int,
+    packed_group: int,
+    is_longest_first: bool,
+    is_persistent: bool,
+) -> TileSchedule:
+    """The list of a launch; on the host.
+
+    Args:
+        batch: sequences.
+        mQ, mK: (B, S, H, D), or packed (T, H, D).
+        rows: queries of a tile, times ``packed_group`` its rows.
+        key_bytes: K and V of one key and head.
+        packed_group: query heads that share a tile.
+    """
+    heads = mQ.shape[-2] // packed_group
+    if isinstance(sequences, PackedSequences):
+        # A sequence of n rows has at most ⌊n / rows⌋ + 1 tiles, and no more than the longest has.
+        tiles = cutlass.min(
+            mQ.shape[0] // rows + batch, cute.ceil_div(sequences.max_seqlen_q, rows) * batch
+        )
+    else:
+        tiles = cute.ceil_div(sequences.max_seqlen_q, rows) * batch
+    return TileSchedule(
+        sequences=sequences,
+        batch=batch,
+        heads=heads,
+        heads_per_kv=heads // mK.shape[-2],
+        num_tiles=tiles * heads,
+        rows=rows,
+        key_bytes=key_bytes,
+        is_longest_first=is_longest_first,
+        is_persistent=is_persistent,
+    )
