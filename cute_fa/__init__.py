@@ -19,6 +19,7 @@ _EXPORTS = {
     "compile": "cute_fa.build",
     "compile_many": "cute_fa.build",
     "flash_attn_func": "cute_fa.ops",
+    "flash_attn_varlen_func": "cute_fa.ops",
     "get_target": "cute_fa.target",
 }
 _SUBMODULES = ("asm", "build", "ops", "ptx", "reference", "sim", "testing")

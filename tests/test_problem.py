@@ -154,3 +154,38 @@ def test_variant_holds_features_not_sizes():
     assert problem(causal=True, window_right=3).variant.has_window_right is False
     assert problem(window_right=3).variant.has_window_right is True
     assert problem(softcap=2.0).variant.has_softcap is True
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "batch",
+        "seqlen_q",
+        "seqlen_k",
+        "heads_q",
+        "heads_k",
+        "head_dim",
+        "head_dim_v",
+        "window_left",
+    ],
+)
+@pytest.mark.parametrize("value", [5.5, 8.0, True, "8"])
+def test_what_counts_is_an_integer(name, value):
+    with pytest.raises(InvalidTypeError, match=f"{name} is not an integer(.|\n)*expected"):
+        problem(**{name: value})
+
+
+def test_numpy_integers_count():
+    assert problem(batch=np.int64(3)).flops() == 3 * problem(batch=1).flops()
+
+
+def test_causal_is_a_bool():
+    with pytest.raises(InvalidTypeError, match="causal is not a bool"):
+        problem(causal=1)
+
+
+def test_the_dtypes_named_are_those_that_kernels_take():
+    with pytest.raises(InvalidTypeError) as caught:
+        problem(dtype="float32")
+    assert caught.value.expected == "float16 or bfloat16"
+    assert problem(dtype="float8_e4m3fn").ideal_hbm_bytes() < problem().ideal_hbm_bytes()

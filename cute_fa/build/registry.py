@@ -110,7 +110,7 @@ KERNELS: tuple[KernelEntry, ...] = (
         pick="cute_fa.fa1.config:pick_fwd",
         sources=("cute_fa.fa1", "cute_fa.blocks"),
         summary="K/V outer, Q inner; O and the softmax state live in HBM",
-        features=_FEATURES,
+        features=(*_FEATURES, "varlen"),
         automatic=False,
     ),
     KernelEntry(
@@ -133,7 +133,7 @@ KERNELS: tuple[KernelEntry, ...] = (
         pick="cute_fa.fa3.config:pick_fwd",
         sources=("cute_fa.fa3", "cute_fa.blocks"),
         summary="TMA and wgmma by specialised warps; softmax beside the products",
-        features=_FEATURES,
+        features=(*_FEATURES, "varlen"),
     ),
 )
 

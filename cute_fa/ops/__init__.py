@@ -2,5 +2,6 @@
 
 from cute_fa.ops.functional import flash_attn_func
 from cute_fa.ops.launch import last_launches
+from cute_fa.ops.varlen import flash_attn_varlen_func
 
-__all__ = ["flash_attn_func", "last_launches"]
+__all__ = ["flash_attn_func", "flash_attn_varlen_func", "last_launches"]

@@ -6,6 +6,7 @@ mend it. Nothing is repaired silently: a copy, a cast or another kernel is the c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,15 @@ import torch
 from torch import Tensor
 
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
-from cute_fa.problem import DTYPE_BYTES, AttentionProblem, KernelVariant, normalise_window
+from cute_fa.problem import (
+    KERNEL_DTYPES,
+    AttentionProblem,
+    KernelVariant,
+    check_flag,
+    normalise_window,
+)
 from cute_fa.target import Target, get_target, target_of_capability
+from cute_fa.varlen import VarlenProblem
 
 if TYPE_CHECKING:
     from cute_fa.sim.device import Device
@@ -32,7 +40,9 @@ DEFAULT_ARCH = {
 ALIGNMENT_BYTES = 16  # of one global-memory access of a thread
 # Heads and batches are grid dimensions y and z (CUDA C++ Programming Guide, compute capabilities).
 MAX_GRID_YZ = 65535
-DTYPES = {getattr(torch, name): name for name in DTYPE_BYTES}
+DTYPES = {getattr(torch, name): name for name in KERNEL_DTYPES}
+
+CAUSAL_HINT = "the causal mask is aligned bottom-right: the last row sees every column"
 
 _chosen: dict[tuple[KernelVariant, str, str], str] = {}
 
@@ -62,11 +72,17 @@ class Call:
         has_work: False if there is no output element, or no column to attend to.
     """
 
-    problem: AttentionProblem
+    problem: AttentionProblem | VarlenProblem
     generation: str
     target: Target
     backend: str
     has_work: bool
+
+    @property
+    def padded(self) -> AttentionProblem:
+        """The problem; of packed sequences, with each as long as the longest."""
+        problem = self.problem
+        return problem.padded if isinstance(problem, VarlenProblem) else problem
 
 
 def check_call(
@@ -84,28 +100,45 @@ def check_call(
     """
     check_tensors(q, k, v)
     check_names(options)
-    problem, has_work = make_problem(q, k, v, options)
-    check_no_gradient(q, k, v)
-    backend = choose_backend(q, options, device)
-    target = choose_target(q, options, backend, device)
+    problem = make_problem(q, k, v, options)
+    has_work = q.numel() > 0 and problem.seqlen_k > 0
+    backend, target = settle(q, k, v, options, device)
     if has_work:
-        check_memory(q, k, v)
-        for name, count in (("batch", problem.batch), ("heads_q", problem.heads_q)):
-            if count > MAX_GRID_YZ:
-                raise UnsupportedError(
-                    f"{name} is larger than a launch grid",
-                    got=count,
-                    expected=f"≤ {MAX_GRID_YZ}",
-                    fix="split the call along this dimension",
-                )
+        check_launch(q, k, v, problem)
     return Call(problem, choose_generation(problem, target, options), target, backend, has_work)
 
 
-def check_tensors(q: Any, k: Any, v: Any) -> None:
+def settle(
+    q: Tensor, k: Tensor, v: Tensor, options: Options, device: Device | None
+) -> tuple[str, Target]:
+    """Backend and target of a call whose tensors are in order and want no gradient."""
+    check_no_gradient(q, k, v)
+    backend = choose_backend(q, options, device)
+    return backend, choose_target(q, options, backend, device)
+
+
+def check_launch(q: Tensor, k: Tensor, v: Tensor, problem: AttentionProblem) -> None:
+    """What only a call that computes something needs: usable memory, and a grid that is not too
+    large."""
+    check_memory(q, k, v)
+    for name, count in (("batch", problem.batch), ("heads_q", problem.heads_q)):
+        if count > MAX_GRID_YZ:
+            raise UnsupportedError(
+                f"{name} is larger than a launch grid",
+                got=count,
+                expected=f"≤ {MAX_GRID_YZ}",
+                fix="split the call along this dimension",
+            )
+
+
+def check_tensors(q: Any, k: Any, v: Any, *, is_packed: bool = False) -> None:
     """Types, devices, dtypes, ranks and shapes of q (B, Sq, Hq, D), k (B, Sk, Hk, D) and
-    v (B, Sk, Hk, Dv); looks at no memory, so that fake and meta tensors pass."""
+    v (B, Sk, Hk, Dv), or packed ones without B; looks at no memory, so that fake and meta tensors
+    pass."""
     for name, x in (("q", q), ("k", k), ("v", v)):
-        _check_kind(name, x)
+        check_tensor(name, x)
+        _check_attention_dtype(name, x)
+        _check_rank(name, x, is_packed)
     for name, x in (("k", k), ("v", v)):
         if x.device != q.device:
             raise InvalidArgumentError(
@@ -117,27 +150,39 @@ def check_tensors(q: Any, k: Any, v: Any) -> None:
         if x.dtype != q.dtype:
             raise InvalidTypeError(
                 f"{name} has another dtype than q",
-                got=f"q {_short(q.dtype)}, {name} {_short(x.dtype)}",
+                got=f"q {short(q.dtype)}, {name} {short(x.dtype)}",
                 expected="one dtype",
                 fix=f"{name} = {name}.to(q.dtype)",
             )
-    for name, x, y, dims in (
-        ("batch sizes", q, k, (0,)),
-        ("batch sizes", q, v, (0,)),
-        ("key and value lengths", k, v, (1,)),
-        ("key and value heads", k, v, (2,)),
-        ("query and key head dims", q, k, (3,)),
-    ):
-        if any(x.shape[dim] != y.shape[dim] for dim in dims):
+    for name, x, y, dim in _equal_dims(q, k, v, is_packed):
+        if x.shape[dim] != y.shape[dim]:
+            shapes = "q (Tq, Hq, D), k (Tk, Hk, D), v (Tk, Hk, Dv)"
+            if not is_packed:
+                shapes = "q (B, Sq, Hq, D), k (B, Sk, Hk, D), v (B, Sk, Hk, Dv)"
+            order = "(H, T, D)" if is_packed else "(B, H, S, D)"
+            heads_first = "transpose(0, 1)" if is_packed else "transpose(1, 2)"
             raise InvalidArgumentError(
                 f"{name} differ",
                 got=f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}",
-                expected="q (B, Sq, Hq, D), k (B, Sk, Hk, D), v (B, Sk, Hk, Dv)",
-                fix="tensors in (B, H, S, D) order need .transpose(1, 2)",
+                expected=shapes,
+                fix=f"tensors in {order} order need .{heads_first}",
             )
 
 
-def _check_kind(name: str, x: Any) -> None:
+def _equal_dims(
+    q: Tensor, k: Tensor, v: Tensor, is_packed: bool
+) -> Iterator[tuple[str, Tensor, Tensor, int]]:
+    """(what, a tensor, another, the dimension that they share)."""
+    if not is_packed:
+        yield "batch sizes", q, k, 0
+        yield "batch sizes", q, v, 0
+    yield "key and value lengths", k, v, -3
+    yield "key and value heads", k, v, -2
+    yield "query and key head dims", q, k, -1
+
+
+def check_tensor(name: str, x: Any) -> None:
+    """That ``x`` is a plain tensor whose memory holds its values."""
     if not isinstance(x, Tensor):
         raise InvalidTypeError(
             f"{name} is not a tensor", got=type(x).__name__, expected="a torch.Tensor"
@@ -156,17 +201,30 @@ def _check_kind(name: str, x: Any) -> None:
             expected="values as they are in memory",
             fix=f"{name}.resolve_neg()",
         )
+
+
+def _check_attention_dtype(name: str, x: Tensor) -> None:
     if x.dtype not in DTYPES:
         raise InvalidTypeError(
             f"{name} has a dtype that no kernel takes",
-            got=_short(x.dtype),
-            expected="float16 or bfloat16",
+            got=short(x.dtype),
+            expected=" or ".join(KERNEL_DTYPES),
             fix=f"{name}.to(torch.bfloat16), or cute_fa.reference.dense.attention for this dtype",
         )
-    if x.ndim != 4:
+
+
+def _check_rank(name: str, x: Tensor, is_packed: bool) -> None:
+    if is_packed and x.ndim != 3:
+        raise InvalidArgumentError(
+            f"{name} does not have three dimensions",
+            got=f"{x.ndim}: {tuple(x.shape)}",
+            expected="(rows of all sequences, heads, head dim)",
+            fix="flash_attn_func takes (B, S, H, D) tensors" if x.ndim == 4 else None,
+        )
+    if not is_packed and x.ndim != 4:
         hint = {
-            3: "packed (T, H, D) tensors are not served by flash_attn_func; add a batch "
-            f"dimension with {name}[None]",
+            3: "packed (T, H, D) tensors are what flash_attn_varlen_func takes; a single sequence "
+            f"gets its batch dimension by {name}[None]",
             5: "a packed q, k, v tensor is passed as three views of it",
         }
         raise InvalidArgumentError(
@@ -179,7 +237,7 @@ def _check_kind(name: str, x: Any) -> None:
 
 def check_names(options: Options) -> None:
     """Flags, and names of generations and backends."""
-    check_flag("causal", options.causal)
+    check_flag("causal", options.causal, CAUSAL_HINT)
     for name, value, known in (
         ("generation", options.generation, GENERATIONS),
         ("backend", options.backend, BACKENDS),
@@ -190,41 +248,34 @@ def check_names(options: Options) -> None:
             )
 
 
-def check_flag(name: str, value: object) -> None:
-    """That a flag is True or False: "no", 0 or a tensor would otherwise pass for one."""
-    if not isinstance(value, bool):
-        hint = None
-        if name == "causal":
-            hint = "the causal mask is aligned bottom-right: the last row sees every column"
-        raise InvalidTypeError(
-            f"{name} is not a bool",
-            got=f"{value!r} ({type(value).__name__})",
-            expected="True or False",
-            fix=hint,
-        )
-
-
 def make_problem(
-    q: Tensor, k: Tensor, v: Tensor, options: Options
-) -> tuple[AttentionProblem, bool]:
-    """The problem that the tensors and options state, and whether there is anything to compute.
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    options: Options,
+    sizes: tuple[int, int, int] | None = None,
+) -> AttentionProblem:
+    """The problem that the tensors and options state.
 
     A right bound of 0 is what causal means, so that both share a kernel.
+
+    Args:
+        sizes: B, Sq, Sk if the tensors do not say.
     """
-    batch, seqlen_q, heads_q, head_dim = q.shape
-    seqlen_k, heads_k, head_dim_v = k.shape[1], k.shape[2], v.shape[3]
+    batch, seqlen_q, seqlen_k = (q.shape[0], q.shape[1], k.shape[1]) if sizes is None else sizes
+    heads_q, heads_k = q.shape[-2], k.shape[-2]
     left, right = normalise_window(options.causal, options.window_size)
     if heads_q == 0 and heads_k == 0:
         # No heads divide no heads: check the rest as if there was one.
         heads_q = heads_k = 1
-    problem = AttentionProblem(
+    return AttentionProblem(
         batch=batch,
         seqlen_q=seqlen_q,
         seqlen_k=seqlen_k,
         heads_q=heads_q or heads_k,
         heads_k=heads_k,
-        head_dim=head_dim,
-        head_dim_v=head_dim_v,
+        head_dim=q.shape[-1],
+        head_dim_v=v.shape[-1],
         dtype=DTYPES[q.dtype],
         causal=right == 0,
         window_left=left,
@@ -232,7 +283,6 @@ def make_problem(
         softcap=options.softcap,
         softmax_scale=options.softmax_scale,
     )
-    return problem, q.numel() > 0 and seqlen_k > 0
 
 
 def check_no_gradient(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -306,7 +356,9 @@ def choose_target(q: Tensor, options: Options, backend: str, device: Device | No
     return get_target(DEFAULT_ARCH[options.generation]) if asked is None else asked
 
 
-def choose_generation(problem: AttentionProblem, target: Target, options: Options) -> str:
+def choose_generation(
+    problem: AttentionProblem | VarlenProblem, target: Target, options: Options
+) -> str:
     """The registry's choice, which depends on the problem's variant only; asked once for each.
 
     Raises:
@@ -341,7 +393,7 @@ def check_memory(q: Tensor, k: Tensor, v: Tensor) -> None:
                 fix=f"{name} = {name}.clone(memory_format=torch.contiguous_format); contiguous() "
                 "keeps a tensor that is already dense where it is",
             )
-        for dim in range(3):
+        for dim in range(x.ndim - 1):
             # A dimension of one element is never stepped along: launch gives it a legal stride.
             if x.shape[dim] > 1 and x.stride(dim) % elements:
                 raise InvalidArgumentError(
@@ -352,5 +404,6 @@ def check_memory(q: Tensor, k: Tensor, v: Tensor) -> None:
                 )
 
 
-def _short(dtype: torch.dtype) -> str:
+def short(dtype: torch.dtype) -> str:
+    """ "float16" for torch.float16."""
     return str(dtype).removeprefix("torch.")

@@ -75,7 +75,7 @@ def flash_attn_func(
     options = Options(softmax_scale, causal, window_size, softcap, generation, backend, arch)
     checks.check_flag("deterministic", deterministic)
     checks.check_flag("return_lse", return_lse)
-    if _is_symbolic(q, k, v):
+    if is_symbolic(q, k, v):
         out, lse = _traced(q, k, v, options)
     else:
         out, lse = _run(q, k, v, options)
@@ -92,7 +92,7 @@ def _run(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Ten
         return launch.forward(q, k, v, call, device=device)
 
 
-def _is_symbolic(*tensors: Any) -> bool:
+def is_symbolic(*tensors: Any) -> bool:
     """Whether torch is tracing, or a tensor stands for one that has no memory."""
     if torch.compiler.is_compiling():
         return True
@@ -120,12 +120,14 @@ def _is_fake(x: Tensor) -> bool:
 def _traced(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """The call as one node of a graph; shapes now, memory when the graph runs."""
     checks.check_no_gradient(q, k, v)
+    return torch.ops.cute_fa.fwd(q, k, v, *operator_options(options))
+
+
+def operator_options(options: Options) -> tuple[Any, ...]:
+    """Options as the operators' schemas have them; ``options_of`` is the way back."""
     left, right = normalise_window(options.causal, options.window_size)
     arch = options.arch
-    return torch.ops.cute_fa.fwd(
-        q,
-        k,
-        v,
+    return (
         options.softmax_scale,
         options.causal,
         -1 if left is None else left,
@@ -147,13 +149,13 @@ torch.library.define(
 
 @torch.library.impl("cute_fa::fwd", ("CPU", "CUDA"))
 def _fwd(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    return _run(q, k, v, _options(*options))
+    return _run(q, k, v, options_of(*options))
 
 
 @torch.library.register_fake("cute_fa::fwd")
 def _fwd_fake(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     checks.check_tensors(q, k, v)
-    checks.check_names(_options(*options))
+    checks.check_names(options_of(*options))
     return launch.empty_outputs(q, v)
 
 
@@ -168,7 +170,7 @@ def _fwd_backward(ctx: Any, dout: Tensor, dlse: Tensor) -> None:
 torch.library.register_autograd("cute_fa::fwd", _fwd_backward)
 
 
-def _options(
+def options_of(
     softmax_scale: float | None,
     causal: bool,
     window_left: int,
@@ -178,5 +180,6 @@ def _options(
     backend: str,
     arch: str | None,
 ) -> Options:
+    """The options that ``operator_options`` wrote down."""
     window = (window_left, window_right)
     return Options(softmax_scale, causal, window, softcap, generation, backend, arch)

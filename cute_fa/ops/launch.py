@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from cute_fa.ops.checks import ALIGNMENT_BYTES, Call
+from cute_fa.varlen import VarlenProblem
 
 if TYPE_CHECKING:
     from cute_fa.build import Compiled
-    from cute_fa.problem import KernelVariant
+    from cute_fa.ops.varlen_checks import Lengths
+    from cute_fa.problem import AttentionProblem, KernelVariant
     from cute_fa.sim.device import Device
     from cute_fa.sim.execute import Launch
 
@@ -47,33 +49,95 @@ def forward(
         out (B, Sq, Hq, Dv) in q's dtype and lse (B, Hq, Sq) in fp32, natural logarithm, both
         contiguous and new.
     """
+    return _launch(q, k, v, call, device)
+
+
+def varlen_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Lengths,
+    call: Call,
+    *,
+    device: Device | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run a checked call on packed tensors.
+
+    Returns:
+        out (Tq, Hq, Dv) in q's dtype and lse (Hq, Tq) in fp32, natural logarithm, both contiguous
+        and new; 0 and -inf in rows that do not count.
+    """
+    return _launch(q, k, v, call, device, lengths)
+
+
+def _launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: Call,
+    device: Device | None,
+    lengths: Lengths | None = None,
+) -> tuple[Tensor, Tensor]:
     _last.launches = ()
     out, lse = empty_outputs(q, v)
     if not call.has_work:
         return out.zero_(), lse.fill_(-math.inf)
     kernel = compiled(call.generation, call.target.arch, call.problem.variant)
-    problem = call.problem
-    sizes = (problem.batch, problem.seqlen_q, problem.heads_q)
+    padded = call.padded
+    rows = padded.seqlen_q if lengths is None else q.shape[0]
     workspace = [
         torch.empty(w.shape, dtype=getattr(torch, w.dtype), device=q.device)
-        for w in kernel.config.workspace(*sizes)
+        for w in kernel.config.workspace(padded.batch, rows, padded.heads_q)
     ]
-    arguments = (*map(_with_legal_strides, (q, k, v)), out, lse, *workspace, *_scalars(call))
+    arguments = (
+        *map(_with_legal_strides, (q, k, v)),
+        *(out, lse, *workspace, *_scalars(padded)),
+        *(() if lengths is None else _length_arguments(lengths, rows)),
+    )
+    if call.backend == "sim":
+        for memory in (out, lse, *workspace):
+            memory.fill_(math.nan)  # an element that the kernel leaves out must not look right
+    if lengths is not None and lengths.seqused_q is not None:
+        _clear_rows_that_do_not_count(out, lse, call)
     if call.backend == "cuda":
         run_cuda(kernel, q.device, arguments)
     else:
-        for memory in (out, lse, *workspace):
-            memory.fill_(math.nan)  # an element that the kernel leaves out must not look right
         run_sim(kernel, device, arguments)
     return out, lse
 
 
+def _length_arguments(lengths: Lengths, rows: int) -> tuple[Any, ...]:
+    """What follows the scalars of a kernel for packed sequences; the grid need not be made for
+    more rows than there are."""
+    return (
+        lengths.cu_seqlens_q,
+        lengths.cu_seqlens_k,
+        lengths.seqused_q,
+        lengths.seqused_k,
+        min(lengths.max_seqlen_q, rows),
+    )
+
+
+def _clear_rows_that_do_not_count(out: Tensor, lse: Tensor, call: Call) -> None:
+    """0 and -inf where the kernel will write nothing. Which rows those are only a GPU's own memory
+    knows, so there it is all of them."""
+    packing = call.problem.packing if isinstance(call.problem, VarlenProblem) else None
+    if packing is None:
+        out.zero_()
+        lse.fill_(-math.inf)
+        return
+    for rows, stop in zip(packing.rows_q, packing.cu_seqlens_q[1:], strict=True):
+        out[rows.stop : stop] = 0.0
+        lse[:, rows.stop : stop] = -math.inf
+
+
 def empty_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Uninitialised out (B, Sq, Hq, Dv) and lse (B, Hq, Sq), contiguous whatever q's strides are:
-    what torch.compile is told (the fake implementation) must be what it gets."""
-    batch, seqlen_q, heads_q, _ = q.shape
-    out = q.new_empty(batch, seqlen_q, heads_q, v.shape[-1])
-    return out, q.new_empty(batch, heads_q, seqlen_q, dtype=torch.float32)
+    """Uninitialised out (B, Sq, Hq, Dv) and lse (B, Hq, Sq), or both without B if q is packed;
+    contiguous whatever q's strides are: what torch.compile is told (the fake implementation) must
+    be what it gets."""
+    *batch, rows, heads_q, _ = q.shape
+    out = q.new_empty(*batch, rows, heads_q, v.shape[-1])
+    return out, q.new_empty(*batch, heads_q, rows, dtype=torch.float32)
 
 
 @cache
@@ -93,8 +157,8 @@ def compiled(generation: str, arch: str, variant: KernelVariant) -> Compiled:
 
 
 def variant_features(variant: KernelVariant) -> dict[str, Any]:
-    """Masking and softcap as ``build.compile`` takes them; the numbers themselves are arguments of
-    the launch, any that say the same will do."""
+    """Masking, softcap and packing as ``build.compile`` takes them; the numbers themselves are
+    arguments of the launch, any that say the same will do."""
     return {
         "causal": variant.causal,
         "window_size": (
@@ -102,6 +166,9 @@ def variant_features(variant: KernelVariant) -> dict[str, Any]:
             1 if variant.has_window_right else None,
         ),
         "softcap": 1.0 if variant.has_softcap else 0.0,
+        "varlen": variant.is_varlen,
+        "seqused_q": variant.has_seqused_q,
+        "seqused_k": variant.has_seqused_k,
     }
 
 
@@ -125,12 +192,11 @@ def run_sim(kernel: Compiled, device: Device | None, arguments: tuple[Any, ...])
         _last.launches = tuple(device.launches[before:])
 
 
-def _scalars(call: Call) -> tuple[float, float, int, int]:
+def _scalars(problem: AttentionProblem) -> tuple[float, float, int, int]:
     """softmax_scale, softcap, window_left, window_right as the kernels take them.
 
     Bounds beyond Sq + Sk bound nothing; clamped, they cannot overflow the kernels' 32-bit sums.
     """
-    problem = call.problem
     reach = problem.seqlen_q + problem.seqlen_k
     left, right = (reach if b is None else min(b, reach) for b in problem.window)
     return float(problem.scale), float(problem.softcap), left, right

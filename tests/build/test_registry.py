@@ -12,9 +12,10 @@ import pytest
 
 from cute_fa.build import registry
 from cute_fa.build.registry import KERNELS, KernelEntry, can_run, choose_generation, find
-from cute_fa.errors import InvalidArgumentError, UnsupportedError
+from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
 from cute_fa.problem import AttentionProblem
 from cute_fa.target import TARGETS
+from cute_fa.varlen import VarlenProblem
 
 
 def problem(**changes: Any) -> AttentionProblem:
@@ -86,6 +87,38 @@ def test_a_dtype_that_no_kernel_serves_is_explained() -> None:
     assert support.alternatives == ()
     with pytest.raises(UnsupportedError, match="no generation serves this problem on sm_80"):
         choose_generation(problem(dtype="float8_e4m3fn"), "sm_80")
+
+
+@pytest.mark.parametrize("what", [None, "64x64", problem().variant])
+def test_what_is_no_problem_is_refused(what: Any) -> None:
+    with pytest.raises(InvalidTypeError, match="expected: an AttentionProblem or a VarlenProblem"):
+        can_run(what, "sm_80")
+
+
+@pytest.mark.parametrize("entry", KERNELS, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("has_seqused", [False, True])
+def test_varlen_is_served_where_the_features_say_so(entry: KernelEntry, has_seqused: bool) -> None:
+    packed = VarlenProblem(problem(), 150, 190, has_seqused_k=has_seqused)
+    support = can_run(packed, entry.archs[0], entry.generation)
+    assert support.ok == ("varlen" in entry.features)
+    if not support:
+        assert "packed sequences" in support.reason
+    else:
+        config = entry.config(packed.variant, TARGETS[entry.archs[0]], {})
+        assert (config.is_varlen, config.has_seqused_q, config.has_seqused_k) == (
+            True,
+            False,
+            has_seqused,
+        )
+
+
+@pytest.mark.parametrize("entry", KERNELS, ids=lambda entry: entry.name)
+def test_an_override_of_another_type_is_refused(entry: KernelEntry) -> None:
+    target = TARGETS[entry.archs[0]]
+    for overrides in ({"tile_n": "64"}, {"tile_n": 64.0}, {"is_causal": 1}, {"dtype": None}):
+        (name,) = overrides
+        with pytest.raises(InvalidTypeError, match=rf"{name}: not what(.|\n)*expected: \w+, as in"):
+            entry.config(problem().variant, target, overrides)
 
 
 def test_a_generation_that_is_not_built_names_those_that_are() -> None:
