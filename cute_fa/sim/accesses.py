@@ -65,6 +65,8 @@ def shared_access_bytes(instr: Instr) -> int | None:
         return 16
     if instr.op == "mbarrier":
         return 8
+    if parts[:2] == ("tcgen05", "alloc"):
+        return 4
     if instr.op == "cp" and "async" in parts and len(instr.operands) >= 3:
         size = instr.operands[2]
         return size.value if "bulk" not in parts and isinstance(size, Imm) else 16

@@ -136,7 +136,8 @@ class AsyncShadow(Subsystem):
         """What is ordered before all issuing warps, and what is behind a proxy fence too."""
         seen = clocks.seen[issuer.first : issuer.last, issuer.slot]
         known = seen[0] if len(seen) == 1 else seen.min(axis=0)
-        return known[: clocks.agents], known[clocks.agents :]
+        assert clocks.fenced is not None  # engines are behind a proxy
+        return known[: clocks.agents], known[clocks.fenced]
 
     def _check_writes(
         self,

@@ -26,6 +26,8 @@ DESCRIPTIONS: dict[str, str] = {
     "shared_bytes_written": "bytes written to shared memory",
     "local_bytes_read": "bytes read from local memory (spills, indexed arrays)",
     "local_bytes_written": "bytes written to local memory",
+    "tmem_bytes_read": "bytes loaded from tensor memory to registers",
+    "tmem_bytes_written": "bytes stored from registers, and copied, to tensor memory",
     "bulk_copies": "bulk copies, one per thread that issues one",
     "tensor_copies": "tensor copies (TMA), one per thread that issues one",
     "bulk_repeats": "bulk and tensor stores that repeat what an earlier lane of the warp issued",

@@ -2,7 +2,8 @@
 
 Behind a CTA's warps stand, as agent rows of :class:`cute_fa.sim.race.Clocks`:
 
-* one row for each warpgroup's tensor core, which reads operands from shared memory;
+* one row for each warpgroup's tensor core, which reads operands from shared memory; tcgen05 uses
+  the first one only, since a CTA has one queue for it;
 * ``LANDING_ROWS`` rows under which copies that signal an mbarrier write: a barrier uses one of
   them, so that waiting on one barrier does not order what another one announces;
 * one row for the bulk copies that read shared memory.
@@ -20,7 +21,7 @@ WARPGROUP = 4  # warps
 
 def is_asynchronous(instr: Instr) -> bool:
     """Whether the instruction starts something that the engines finish."""
-    if instr.op in ("wgmma", "mbarrier"):
+    if instr.op in ("wgmma", "mbarrier", "tcgen05"):
         return True
     return instr.op in ("cp", "st", "red") and (
         "bulk" in instr.parts or instr.parts[1:2] == ("async",)
@@ -29,7 +30,7 @@ def is_asynchronous(instr: Instr) -> bool:
 
 @lru_cache(maxsize=64)
 def uses_engines(kernel: Kernel) -> bool:
-    """Whether a kernel needs engine rows: bulk copies, mbarriers or wgmma.
+    """Whether a kernel needs engine rows: bulk copies, mbarriers, wgmma or tcgen05.
 
     Kernels whose only asynchronous instructions are ``cp.async`` do without.
     """
@@ -38,6 +39,12 @@ def uses_engines(kernel: Kernel) -> bool:
         or instr.opcode.startswith("cp.async.bulk")
         for instr in kernel.body
     )
+
+
+@lru_cache(maxsize=64)
+def uses_tensor_memory(kernel: Kernel) -> bool:
+    """Whether a kernel has tcgen05 instructions."""
+    return any(instr.op == "tcgen05" for instr in kernel.body)
 
 
 def engine_rows(kernel: Kernel, warps: int) -> int:

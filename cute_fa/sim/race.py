@@ -51,11 +51,15 @@ class Clocks:
         engines: asynchronous agents per CTA; agent rows ``warps …``.
         proxies: also keep what is ordered by a proxy fence: ``seen`` then has ``agents`` more
             columns, which travel with releases and acquires (see :meth:`fence`).
+        tensor: also keep what is ordered for accesses to tensor memory, in ``agents`` columns more:
+            at least what is ordered for others, since tensor memory has fences of its own, and
+            completed matrix products, which say nothing about other memory.
 
     Attributes:
         rows: agents per CTA.
         agents: agents per cluster: agent ``row + rank * rows``.
-        columns: entries per agent in ``seen``: ``agents``, or twice that with ``proxies``.
+        columns: entries per agent in ``seen``: ``agents``, twice or three times.
+        fenced, tensor: the columns of ``seen`` about proxy fences and tensor memory; None without.
         agent: id of each row and slot, uint32 ``(rows, R)``.
         seen: uint32 ``(rows, R, agents)``; an agent's own entry is ``IN_FLIGHT``: always ordered.
         floor: uint32 ``(rows, R)``: smallest entry of each ``seen``.
@@ -68,17 +72,24 @@ class Clocks:
         cluster_size: int = 1,
         engines: int = 0,
         proxies: bool = False,
+        tensor: bool = False,
     ) -> None:
         self.rows = warps + engines
         self.agents = self.rows * cluster_size
         slots = len(ranks)
         rows = np.arange(self.rows, dtype=np.uint32)[:, None]
         self.agent = rows + ranks.astype(np.uint32)[None] * np.uint32(self.rows)
-        self.columns = self.agents * (2 if proxies else 1)
+        self.columns = self.agents * (1 + proxies + tensor)
+        self.fenced = slice(self.agents, 2 * self.agents) if proxies else None
+        self.tensor = slice(self.columns - self.agents, self.columns) if tensor else None
         self.seen = np.zeros((self.rows, slots, self.columns), np.uint32)
-        self._own = np.arange(self.columns, dtype=np.uint32) == self.agent[..., None]
-        self._by_engine = np.arange(self.columns) % self.rows >= warps
-        self._by_engine[: self.agents] = False
+        column = np.arange(self.columns, dtype=np.uint32)
+        self._own = column == self.agent[..., None]
+        if self.tensor is not None:
+            self._own |= column == self.agent[..., None] + np.uint32(self.tensor.start)
+        self._by_engine = np.zeros(self.columns, bool)
+        if self.fenced is not None:
+            self._by_engine[self.fenced] = column[: self.agents] % self.rows >= warps
         self._restart(0)
         self._events = array("I", [_NO_INSTRUCTION])
         self._most_events = min(IN_FLIGHT // self.agents - 1, MOST_EVENTS)
@@ -162,5 +173,6 @@ class Clocks:
         seen = self.seen[r0:r1, c0:c1]
         own = self._own[r0:r1, c0:c1, : self.agents]
         known = np.where(own, limit, seen[..., : self.agents])
-        fenced = seen[..., self.agents :]
+        assert self.fenced is not None
+        fenced = seen[..., self.fenced]
         np.maximum(fenced, known, out=fenced, where=members[..., None])

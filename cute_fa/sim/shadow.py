@@ -13,6 +13,7 @@ access only; an unordered earlier write hidden behind an ordered later one was i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,10 @@ import numpy as np
 from cute_fa.ptx import Instr, Kernel
 from cute_fa.sim import hazards
 from cute_fa.sim.accesses import is_strong, shared_access_bytes
-from cute_fa.sim.engines import engine_rows
+from cute_fa.sim.engines import engine_rows, uses_tensor_memory
 from cute_fa.sim.isa import Subsystem, subsystem
 from cute_fa.sim.race import IN_FLIGHT, LIVE_BARRIER, NEVER, Clocks
+from cute_fa.sim.tensor_shadow import RULES as TENSOR_RULES
 
 if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext, Wave
@@ -57,6 +59,7 @@ class SharedShadow(Subsystem):
     Attributes:
         active: some rule that needs the shadow is on, and the kernel touches shared memory.
         clocks: the wave's vector clocks; None if not active.
+        followers: called when the clocks forget their past; other users of them start afresh too.
     """
 
     name = "shared-shadow"
@@ -64,18 +67,26 @@ class SharedShadow(Subsystem):
     def __init__(self) -> None:
         self.active = False
         self.clocks: Clocks | None = None
+        self.followers: list[Callable[[], None]] = []
 
     def on_wave_start(self, wave: Wave) -> None:
         wanted = hazards.selected_rules(wave.options.checks)
         granule = granule_bytes(wave.kernel)
-        if granule is None or wanted.isdisjoint(RULES):
+        tensor = uses_tensor_memory(wave.kernel)
+        rules = (*RULES, *TENSOR_RULES) if tensor else RULES
+        if granule is None or wanted.isdisjoint(rules):
             return
         self.active = True
         self.wave = wave
         self.granule = granule
         engines = engine_rows(wave.kernel, wave.num_warps)
         self.clocks = Clocks(
-            wave.num_warps, wave.cta_rank, wave.cluster_size, engines, proxies=engines > 0
+            wave.num_warps,
+            wave.cta_rank,
+            wave.cluster_size,
+            engines,
+            proxies=engines > 0,
+            tensor=tensor,
         )
         self._granules = wave.smem.nbytes // granule
         self._writes = np.full(self._granules, NEVER, np.uint32)
@@ -146,6 +157,8 @@ class SharedShadow(Subsystem):
             settled = (self._writes != NEVER) & (self._writes < IN_FLIGHT)
             self._writes[settled] = self.clocks.agents
             self._reads[...] = 0
+            for restart in self.followers:
+                restart()
         return self.clocks
 
     def _view(self, nbytes: int) -> tuple[np.ndarray, np.ndarray, int]:

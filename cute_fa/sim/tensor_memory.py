@@ -2,23 +2,26 @@
 
 An address is ``lane << 16 | column``. Threads reach it by ``tcgen05.ld`` and ``tcgen05.st``, the
 tensor core by ``mma``, ``cp`` and ``shift``, which run in the order in which they were issued. What
-is stored here is what the tensor core has done so far; a cell under an asynchronous write that has
-not been carried out yet reads as poison.
+is stored here is what has been carried out; a cell under an asynchronous write that has not been
+carried out yet is loaded as poison.
 
-Whoever accesses tensor memory says so beforehand: :meth:`TensorMemory.begin_read` and
+The tensor core says beforehand what it accesses: :meth:`TensorMemory.begin_read` and
 :meth:`TensorMemory.begin_write` at issue, ``finish_read`` and ``finish_write`` when it is carried
-out. The allocation is checked always, ordering only where the race checks are on
+out. Bounds and allocation are checked always, order only where the race checks are on
 (:mod:`cute_fa.sim.tensor_shadow`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from cute_fa.sim.async_shadow import Issuer, report_warp
+from cute_fa.sim.engines import uses_tensor_memory
 from cute_fa.sim.isa import Subsystem, subsystem
+from cute_fa.sim.tensor_pieces import HALF_LANES, QUARTERS, Piece
 from cute_fa.sim.tensor_shadow import TensorShadow
 
 if TYPE_CHECKING:
@@ -28,8 +31,9 @@ LANES = 128
 COLUMNS = 512
 LANE_SHIFT = 16
 COLUMN_MASK = 0xFFFF
-WARP_LANES = 32
 POISON = np.uint32(0x7FC0DEAD)
+
+_CHANCE = 0.25  # of each step to carry out the stores on their way, under the random policy
 
 
 class Area(NamedTuple):
@@ -46,14 +50,13 @@ class Area(NamedTuple):
     columns: slice
 
 
-def lane_of(address: int) -> int:
-    """The lane that an address names."""
-    return address >> LANE_SHIFT
+@dataclass(eq=False)
+class Store:
+    """A ``tcgen05.st`` on its way: values to put into a view of the cells."""
 
-
-def column_of(address: int) -> int:
-    """The column that an address names."""
-    return address & COLUMN_MASK
+    piece: Piece
+    target: np.ndarray
+    values: np.ndarray
 
 
 @subsystem
@@ -64,9 +67,13 @@ class TensorMemory(Subsystem):
         cells: uint32 ``(R, 512 columns, 128 lanes)``: the storage, contiguous. The block of a
             matrix with one row per lane is its transpose, contiguous where it has all lanes.
         data: the same cells as a view ``(R, 128 lanes, 512 columns)``.
+        split: the same as a view ``(R, 512 columns, 4 quarters, 2 halves, 16 lanes)``.
         allocated: bool ``(R, 512)``: columns that belong to an allocation.
+        epoch: rises with every change of the allocation.
         flying: int16 as ``cells``: asynchronous writes that each cell still waits for; None until
             there is one (never, if everything completes at issue).
+        flights: areas under such writes, all together.
+        plans: what ``ld`` and ``st`` have worked out for the addresses that they met.
         shadow: checks the order of accesses; inactive if no rule of it is wanted.
     """
 
@@ -74,15 +81,20 @@ class TensorMemory(Subsystem):
 
     def on_wave_start(self, wave: Wave) -> None:
         self.wave = wave
-        self.used = any(instr.op == "tcgen05" for instr in wave.kernel.body)
-        slots = wave.num_ctas if self.used else 0
+        used = uses_tensor_memory(wave.kernel)
+        slots = wave.num_ctas if used else 0
         self.cells = np.full((slots, COLUMNS, LANES), POISON, np.uint32)
         self.data = self.cells.transpose(0, 2, 1)
+        self.split = self.cells.reshape(-1, COLUMNS, QUARTERS, 2, HALF_LANES)
         self.allocated = np.zeros((slots, COLUMNS), bool)
+        self.epoch = 0
         self.flying: np.ndarray | None = None
         self.flights = 0
-        self.eager = wave.options.completion == "eager"
-        self.shadow = TensorShadow(wave, self.used)
+        self.stores: list[Store] = []
+        self.plans: dict[Any, Any] = {}
+        self.policy = wave.options.completion
+        self.eager = self.policy == "eager"
+        self.shadow = TensorShadow(wave, used)
 
     def area(
         self, slot: int, lane: int, lanes: int | np.ndarray, column: int, columns: int
@@ -104,17 +116,17 @@ class TensorMemory(Subsystem):
         else:
             low, high = int(lanes[0]), int(lanes[-1]) + 1
         address = low << LANE_SHIFT | columns.start
+        where = f"lanes {low} to {high - 1}, columns {columns.start} to {columns.stop - 1}"
+        rule, text = "", ""
         if high > LANES or columns.stop > COLUMNS:
-            text = f"lanes {low} to {high - 1}, columns {columns.start} to {columns.stop - 1}"
-            report_warp(ctx, "tmem-out-of-bounds", text, issuer.slot, issuer.first, address=address)
-            return False
-        if not self.allocated[area.slot, columns].all():
+            rule, text = "tmem-out-of-bounds", f"an access to {where}"
+        elif not self.allocated[area.slot, columns].all():
             missing = np.flatnonzero(~self.allocated[area.slot, columns]) + columns.start
-            text = f"column {int(missing[0])} of {columns.start} to {columns.stop - 1}"
-            text += " is not allocated"
-            report_warp(ctx, "tmem-unallocated", text, issuer.slot, issuer.first, address=address)
-            return False
-        return True
+            rule = "tmem-unallocated"
+            text = f"an access to {where}; column {int(missing[0])} is not allocated"
+        if rule:
+            report_warp(ctx, rule, text, issuer.slot, issuer.first, address=address)
+        return not rule
 
     # --- what the tensor core does ----------------------------------------------------------------
 
@@ -155,27 +167,85 @@ class TensorMemory(Subsystem):
         if self.shadow.active:
             self.shadow.begin_write(ctx, issuer, area, row, accumulates=accumulates)
         if not self.eager:
-            self.fly(area, 1)
+            self._fly(1)[area.slot, area.columns][:, area.lanes] += 1
         return True
 
     def finish_read(self, area: Area, row: int, slot: int, event: np.uint32) -> None:
-        """The tensor core of the CTA in ``slot`` has read an area, at an event of the clocks."""
+        """The tensor core of the CTA in ``slot`` has read an area, at an event of the clocks.
+
+        ``area`` is the object that was begun.
+        """
         if self.shadow.active:
             self.shadow.finish_read(area, row, slot, event)
 
     def finish_write(self, area: Area, row: int, slot: int, event: np.uint32) -> None:
-        """The tensor core of the CTA in ``slot`` has written an area."""
+        """The tensor core of the CTA in ``slot`` has written an area; as :meth:`finish_read`."""
         if self.shadow.active:
             self.shadow.finish_write(area, row, slot, event)
         if not self.eager:
-            self.fly(area, -1)
+            self._fly(-1)[area.slot, area.columns][:, area.lanes] -= 1
 
-    def fly(self, area: Area, change: int) -> None:
-        """Count asynchronous writes that cells wait for."""
+    def begin_commit(self, issuer: Issuer) -> np.ndarray | None:
+        """What a commit that is issued now passes on of its issuer; None without race checks."""
+        return self.shadow.begin_commit(issuer) if self.shadow.active else None
+
+    def finish_commit(self, known: np.ndarray | None, row: int, slot: int) -> np.ndarray | None:
+        """The same once everything before the commit is done: the knowledge of its arrivals."""
+        return None if known is None else self.shadow.finish_commit(known, row, slot)
+
+    def _fly(self, change: int) -> np.ndarray:
+        """Count an area under an asynchronous write; returns the count of each cell."""
         if self.flying is None:
             self.flying = np.zeros(self.cells.shape, np.int16)
         self.flights += change
-        if isinstance(area.lanes, slice):
-            self.flying[area.slot, area.columns, area.lanes] += change
-        else:
-            self.flying[area.slot, area.columns][:, area.lanes] += change
+        return self.flying
+
+    # --- what threads do --------------------------------------------------------------------------
+
+    def read(self, piece: Piece) -> np.ndarray:
+        """The cells of a piece, ``(c, columns, w, halves, 16)``; poison where they are in flight.
+
+        The result may be a view of the storage.
+        """
+        cells = self.split[piece.place]
+        if self.flights and self.flying is not None:
+            waiting = self.flying.reshape(self.split.shape)[piece.place] > 0
+            if waiting.any():
+                return np.where(waiting, POISON, cells)
+        return cells
+
+    def write(self, piece: Piece, target: np.ndarray, values: np.ndarray) -> None:
+        """Store values to a view of a piece's cells, now or at any time until the warps wait."""
+        late = self.policy == "late" or (self.policy == "random" and self.wave.rng.random() < 0.5)
+        if not late:
+            target[...] = values
+            return
+        self._fly(1).reshape(self.split.shape)[piece.place] += 1
+        self.stores.append(Store(piece, target, values.copy()))
+
+    def land(self, active: np.ndarray | None = None, rect: tuple[int, ...] = ()) -> None:
+        """Carry out stores, in order: of the warps (bool ``(w, c)`` over ``rect``), or all."""
+        left = []
+        for store in self.stores:
+            warps, slots = store.piece.warps, store.piece.slots
+            if active is not None:
+                w0, c0 = rect[0], rect[2]
+                mine = active[
+                    max(warps.start - w0, 0) : max(warps.stop - w0, 0),
+                    max(slots.start - c0, 0) : max(slots.stop - c0, 0),
+                ]
+                if not mine.any():
+                    left.append(store)
+                    continue
+            store.target[...] = store.values
+            self._fly(-1).reshape(self.split.shape)[store.piece.place] -= 1
+        self.stores = left
+
+    def on_step(self, ctx: BlockContext) -> None:
+        if self.stores and self.wave.rng.random() < _CHANCE:
+            self.land()
+
+    def on_idle(self, ctx: BlockContext) -> bool:
+        """Stores complete even if nobody waits for them; nobody can go on because of it."""
+        self.land()
+        return False

@@ -91,7 +91,7 @@ class ProxyFence(Decoded):
         active = ctx.lanes.dense_mask() if mask is None else mask
         if self.shared:
             ctx.subsystem(Mbarriers.name).fence(ctx.rect, active.any(axis=-1))
-        if clocks is None or not self.shared or clocks.columns == clocks.agents:
+        if clocks is None or not self.shared or clocks.fenced is None:
             return
         clocks.fence(ctx.rect, active.any(axis=-1))
 
