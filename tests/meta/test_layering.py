@@ -10,23 +10,28 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "cute_fa"
 
-BOTTOM = {"problem", "varlen", "target", "errors", "env"}
+BOTTOM = {"problem", "varlen", "exp2", "target", "errors", "env"}
 RUNGS = {"fa1", "fa2", "fa3", "fa4", "shared"}
 
 # floor → the cute_fa parts it may import besides itself
 MAY_IMPORT = {
     **dict.fromkeys(BOTTOM, BOTTOM),
-    "reference": BOTTOM,
+    "quant": BOTTOM,
+    "reference": BOTTOM | {"quant"},
     "ptx": BOTTOM,
     "asm": BOTTOM | {"ptx"},
     "sim": BOTTOM | {"ptx"},
     "blocks": BOTTOM,
     **{rung: BOTTOM | {"blocks"} for rung in RUNGS},
     "build": BOTTOM | {"ptx", "asm", "sim", "blocks"} | RUNGS,
-    "testing": BOTTOM | {"reference"},
-    "ops": BOTTOM | {"ptx", "asm", "sim", "build", "reference"},
+    "testing": BOTTOM | {"ptx", "sim", "reference"},
+    "ops": BOTTOM | {"ptx", "asm", "sim", "build", "quant", "reference"},
     "integrations": BOTTOM | {"ops"},
-    "cli": BOTTOM | {"ptx", "asm", "sim", "build", "reference", "testing", "ops"},
+    "bench": BOTTOM | {"asm", "sim", "build", "reference", "testing", "ops"},
+    "gpu_check": BOTTOM | {"sim", "build", "reference", "testing", "ops", "bench"},
+    "cli": BOTTOM
+    | {"ptx", "asm", "sim", "build", "reference", "testing", "ops"}
+    | {"bench", "gpu_check"},
     "__init__": set(),
     "__main__": {"cli"},
 }
@@ -34,6 +39,7 @@ MAY_IMPORT = {
 # floor → third-party packages it may import; anything else is the standard library
 HEAVY = {"torch", "numpy", "cutlass", "cuda", "tvm_ffi"}
 MAY_USE = {
+    "quant": {"torch"},
     "reference": {"torch"},
     "testing": {"torch", "numpy"},
     "sim": {"numpy"},
@@ -42,6 +48,8 @@ MAY_USE = {
     "build": {"torch", "cutlass", "cuda", "tvm_ffi"},
     "ops": {"torch"},
     "integrations": {"torch"},
+    "bench": {"torch"},
+    "gpu_check": {"torch"},
     "cli": {"torch", "numpy", "cuda", "cutlass"},
 }
 # The seam between the DSL and the simulator: the only simulator files that know either.
