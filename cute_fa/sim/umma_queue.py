@@ -6,8 +6,8 @@ promises that order for the pairs that programs chain (PTX ISA 9.7.16.6.2); noth
 that another order could show, since what an operation writes is known to others only by a commit.
 
 ``tcgen05.commit`` makes an mbarrier track the operations that its thread has issued so far. When
-they are done the mbarrier is arrived on; who waits for that phase knows what the issuing warp knew
-at the commit, and that the operations have happened.
+they are done the mbarrier is arrived on. Who waits for that phase knows that they have happened,
+and with them everything that happened before they were issued: what the issuing warp knew.
 
 ``eager`` carries everything out at the commit, ``late`` when nothing else in the wave can run, one
 commit at a time; ``random`` in portions at any time.
@@ -149,9 +149,9 @@ class TensorQueues(Subsystem):
         for operation in commit.tracked:
             operation.finish(wave, self.row, event)
         known = commit.knowledge
-        if known is not None and clocks is not None:
+        if known is not None and clocks is not None:  # in every section of the columns
             agent = int(clocks.agent[self.row, commit.issuer.slot])
-            known[agent] = event + np.uint32(clocks.agents)
+            known[agent :: clocks.agents] = event + np.uint32(clocks.agents)
         table: Mbarriers = ctx.subsystem(Mbarriers.name)
         slot, warp, _ = commit.issuer
         for bar in commit.bars:
