@@ -22,7 +22,7 @@ _EXPORTS = {
     "flash_attn_varlen_func": "cute_fa.ops",
     "get_target": "cute_fa.target",
 }
-_SUBMODULES = ("asm", "build", "ops", "ptx", "reference", "sim", "testing")
+_SUBMODULES = ("asm", "build", "ops", "ptx", "quant", "reference", "sim", "testing")
 
 __all__ = [*_EXPORTS, *_SUBMODULES, "__version__"]
 

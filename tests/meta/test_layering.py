@@ -53,7 +53,7 @@ MAY_USE = {
     "cli": {"torch", "numpy", "cuda", "cutlass"},
 }
 # The seam between the DSL and the simulator: the only simulator files that know either.
-SEAM = {"device", "hosts", "tensors", "runtime", "torch_cuda", "cuda_driver"}
+SEAM = {"device", "hosts", "linking", "tensors", "runtime", "torch_cuda", "cuda_driver"}
 
 
 def sources() -> list[Path]:

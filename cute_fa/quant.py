@@ -1,0 +1,206 @@
+"""Attention inputs to FP8 (e4m3), with the two steps that keep its error low.
+
+FlashAttention-3, section 3.3: *block quantisation* gives every block of rows of a head a scale of
+its own, so that one outlier coarsens its block only, and *incoherent processing* rotates Q and K by
+the same random orthogonal matrix first, which spreads an outlier over its row and leaves Q Kᵀ, and
+so the result, unchanged. Everything here is plain PyTorch and runs where its inputs are.
+
+>>> import torch
+>>> from cute_fa import quant
+>>> q, k, v = (torch.randn(1, 256, 2, 64, dtype=torch.bfloat16) for _ in range(3))
+>>> fp8 = quant.quantize_qkv(q, k, v)
+>>> fp8.q.dtype, tuple(fp8.q_descale.shape)
+(torch.float8_e4m3fn, (1, 2, 2))
+
+What is stored is x / descale, rounded to e4m3; x is about stored · descale.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cute_fa.errors import InvalidArgumentError, InvalidTypeError
+
+FP8_MAX = 448.0
+"""The largest e4m3 number (OCP 8-bit floating point specification)."""
+
+BLOCK_ROWS = 128
+"""Rows of one scale in block quantisation, unless asked otherwise; kernels take multiples of it."""
+
+
+class QuantizedQKV(NamedTuple):
+    """Q, K, V in e4m3 and their scales.
+
+    Attributes:
+        q, k, v: (B, Sq, Hq, D), (B, Sk, Hk, D), (B, Sk, Hk, Dv), float8_e4m3fn, contiguous.
+        q_descale, k_descale, v_descale: fp32, (B, Hk) for one scale per K/V head (the query heads
+            that share it share theirs), or (B, Hk, blocks) for one per block of rows.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    q_descale: Tensor
+    k_descale: Tensor
+    v_descale: Tensor
+
+
+def quantize_qkv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    block_rows: int | None = BLOCK_ROWS,
+    is_rotated: bool = True,
+    seed: int = 0,
+) -> QuantizedQKV:
+    """Q, K, V as an FP8 attention kernel takes them.
+
+    Args:
+        q, k, v: (B, Sq, Hq, D), (B, Sk, Hk, D), (B, Sk, Hk, Dv), floating point.
+        block_rows: rows of a scale; None for one scale per (batch, K/V head).
+        is_rotated: rotate Q and K first (``rotate``).
+        seed: of the rotation's signs.
+
+    Raises:
+        InvalidTypeError: not a floating-point tensor.
+        InvalidArgumentError: shapes that do not fit, or block_rows below 1.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        _check(name, x)
+    heads_k = k.shape[2]
+    if q.shape[-1] != k.shape[-1] or v.shape[2] != heads_k:
+        raise InvalidArgumentError(
+            "shapes of q, k and v do not fit each other",
+            got=f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}",
+            expected="q (B, Sq, Hq, D), k (B, Sk, Hk, D), v (B, Sk, Hk, Dv)",
+        )
+    if is_rotated:
+        q, k = rotate(q, seed=seed), rotate(k, seed=seed)
+    stored, descales = zip(
+        *(quantize(x, heads_k=heads_k, block_rows=block_rows) for x in (q, k, v)), strict=True
+    )
+    return QuantizedQKV(*stored, *descales)
+
+
+def quantize(
+    x: Tensor, *, heads_k: int | None = None, block_rows: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """x / descale in e4m3, and descale: the largest magnitude of each group over 448.
+
+    Args:
+        x: (B, S, H, D), floating point.
+        heads_k: K/V heads; the H / heads_k heads of each share a scale. None for H.
+        block_rows: rows of a group; None for all S.
+
+    Returns:
+        (B, S, H, D) float8_e4m3fn, contiguous, and fp32 descales (B, heads_k), or
+        (B, heads_k, ceil(S / block_rows)) with ``block_rows``. A group of zeros has descale 1.
+
+    Raises:
+        InvalidTypeError, InvalidArgumentError: as ``quantize_qkv``; heads_k that does not divide H.
+    """
+    _check("x", x)
+    batch, rows, heads, dim = x.shape
+    heads_k = heads if heads_k is None else heads_k
+    if heads_k < 1 or heads % heads_k:
+        raise InvalidArgumentError(
+            "K/V heads do not divide the heads", got=f"{heads} heads, heads_k {heads_k}"
+        )
+    if block_rows is not None and block_rows < 1:
+        raise InvalidArgumentError("block_rows is not positive", got=block_rows, expected="≥ 1")
+    size = max(rows, 1) if block_rows is None else block_rows
+    blocks = -(-rows // size)
+    padded = torch.nn.functional.pad(x.float(), (0, 0, 0, 0, 0, blocks * size - rows))
+    groups = padded.reshape(batch, blocks, size, heads_k, heads // heads_k, dim)
+    largest = (
+        groups.abs().amax(dim=(2, 4, 5))
+        if groups.numel()
+        else groups.new_zeros(batch, blocks, heads_k)
+    )  # (B, blocks, Hk)
+    descale = torch.where(largest > 0.0, largest / FP8_MAX, 1.0)
+    scaled = groups / descale[:, :, None, :, None, None]
+    # Division may round the largest element up past 448, which e4m3 has no number for.
+    stored = scaled.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    stored = stored.reshape(batch, blocks * size, heads, dim)[:, :rows].contiguous()
+    descale = descale.transpose(1, 2).contiguous()  # (B, Hk, blocks)
+    if block_rows is None:
+        descale = descale[..., 0] if blocks else descale.new_ones(batch, heads_k)
+    return stored, descale
+
+
+def dequantize(stored: Tensor, descale: Tensor, *, block_rows: int | None = None) -> Tensor:
+    """The fp32 numbers that ``quantize``'s results stand for, (B, S, H, D)."""
+    return stored.float() * expand_descale(
+        descale, stored.shape[1], stored.shape[2], block_rows=block_rows
+    )
+
+
+def expand_descale(
+    descale: Tensor, rows: int, heads: int, *, block_rows: int | None = None
+) -> Tensor:
+    """A descale for every row and head, (B, S, H, 1), of one (B, Hk) or (B, Hk, blocks).
+
+    Raises:
+        InvalidArgumentError: a descale of another rank than ``block_rows`` asks for.
+    """
+    expected = 2 if block_rows is None else 3
+    if descale.ndim != expected:
+        raise InvalidArgumentError(
+            "descale has the wrong number of dimensions",
+            got=tuple(descale.shape),
+            expected="(B, Hk)" if block_rows is None else "(B, Hk, blocks)",
+        )
+    per_head = descale.repeat_interleave(heads // descale.shape[1], dim=1)  # (B, H[, blocks])
+    if block_rows is None:
+        return per_head[:, None, :, None].expand(-1, rows, -1, -1)
+    return per_head.transpose(1, 2).repeat_interleave(block_rows, dim=1)[:, :rows, :, None]
+
+
+def rotate(x: Tensor, *, seed: int = 0) -> Tensor:
+    """x M for a random orthogonal M: random signs, then Hadamard transforms.
+
+    The transform works on runs of the largest power of two that divides D (all of D for 64, 128 and
+    256; 32 columns each for 96), in D·log2(run) additions (fast Walsh–Hadamard).
+
+    Args:
+        x: (..., D), floating point.
+        seed: of the signs; Q and K must be rotated with the same.
+
+    Returns:
+        same shape and dtype; computed in fp32.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise InvalidTypeError("x is not a floating-point tensor", got=_kind(x))
+    dim = x.shape[-1]
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (dim,), generator=generator).mul(2).sub(1).to(x.device)
+    run = dim & -dim
+    y = (x.float() * signs).reshape(*x.shape[:-1], dim // run, run)
+    width = 1
+    while width < run:
+        pairs = y.reshape(*y.shape[:-1], run // (2 * width), 2, width)
+        low, high = pairs[..., 0, :], pairs[..., 1, :]
+        y = torch.stack((low + high, low - high), dim=-2).reshape(y.shape)
+        width *= 2
+    return (y * run**-0.5).reshape(x.shape).to(x.dtype)
+
+
+def _check(name: str, x: object) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise InvalidTypeError(
+            f"{name} is not a floating-point tensor", got=_kind(x), expected="a torch.Tensor"
+        )
+    if x.ndim != 4:
+        raise InvalidArgumentError(
+            f"{name} does not have four dimensions",
+            got=tuple(x.shape),
+            expected="(batch, sequence, heads, head dim)",
+        )
+
+
+def _kind(x: object) -> str:
+    return str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
