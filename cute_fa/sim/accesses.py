@@ -57,6 +57,8 @@ def shared_access_bytes(instr: Instr) -> int | None:
     Bulk copies and tensor-core reads of shared memory move multiples of 16 bytes.
     """
     parts = instr.parts
+    if parts[:2] == ("st", "bulk"):
+        return 8
     if instr.op in ("ld", "st", "atom", "red") and space_of(parts) in ("shared", "generic"):
         if "async" in parts:
             return element_bits(parts) // 8

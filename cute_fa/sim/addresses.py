@@ -17,9 +17,7 @@ even CTA of a pair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from cute_fa.ptx import Variable
+from cute_fa.ptx import Kernel
 
 SHARED_BASE = 1024
 """Offset of the first shared byte: aligned for every swizzle, and address 0 stays invalid."""
@@ -43,11 +41,15 @@ def shared_address(rank: int, offset: int) -> int:
     return rank << RANK_SHIFT | offset
 
 
-def local_layout(variables: Mapping[str, Variable]) -> tuple[dict[str, int], int]:
-    """Place a kernel's ``.local`` variables: address of each, and bytes per thread."""
+def local_layout(kernel: Kernel) -> tuple[dict[str, int], int]:
+    """Place a kernel's ``.local`` variables and the parameters of the calls that it makes.
+
+    Returns:
+        address of each, and bytes per thread.
+    """
     addresses: dict[str, int] = {}
     end = 0
-    for name, variable in variables.items():
+    for name, variable in (*kernel.local_vars.items(), *kernel.param_vars.items()):
         end = round_up(end, max(variable.align, 1))
         addresses[name] = LOCAL_BASE + end
         end += variable.nbytes

@@ -32,7 +32,7 @@ class LocalMemory(Subsystem):
 
     def on_wave_start(self, wave: Wave) -> None:
         self.wave = wave
-        _, self.bytes_per_thread = local_layout(wave.kernel.local_vars)
+        _, self.bytes_per_thread = local_layout(wave.kernel)
         threads = wave.num_warps * wave.num_ctas * 32
         self._row = -(-self.bytes_per_thread // 32) * 32
         self._data = np.zeros(threads * self._row, np.uint8)

@@ -79,7 +79,7 @@ class Program:
         self.locations: dict[str, Location] = {}
         self._wide: set[str] = set()
         self._place_registers()
-        self._local, _ = addresses.local_layout(kernel.local_vars)
+        self._local, _ = addresses.local_layout(kernel)
         self._shared = {**module.shared_vars, **kernel.shared_vars}
         self.variables: dict[str, np.ndarray] = {}
         self._handlers, self._decoded = self._decode()

@@ -55,7 +55,7 @@ class BlockScaledMma(Decoded):
             raise self.unsupported("shape, types or modifiers")
         if (given, self.scale_type) not in legal:
             raise self.unsupported(f"scale factors {given} of .{self.scale_type}")
-        self.chunks = int(given[0])
+        self.chunks = int(str(given)[0])
         if kind == "kind::mxf8f6f4" and a in SMALL_FLOATS and b in SMALL_FLOATS:
             a, b = in_bytes(a), in_bytes(b)
         elif kind == "kind::mxf8f6f4" or (a, b) != ("e2m1", "e2m1"):

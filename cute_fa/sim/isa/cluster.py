@@ -1,7 +1,4 @@
-"""Cluster barriers and asynchronous stores to a cluster's shared memory.
-
-``barrier.cluster`` (PTX ISA 9.7.13.5) and ``st.async`` (9.7.9.12).
-"""
+"""Cluster barriers: ``barrier.cluster`` (PTX ISA 9.7.13.3)."""
 
 from __future__ import annotations
 
@@ -11,10 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cute_fa import ptx
-from cute_fa.sim import accesses
-from cute_fa.sim.addresses import RANK_SHIFT, SHARED_BASE, SHARED_OFFSET_MASK
-from cute_fa.sim.async_shadow import Issuer, report_warp
-from cute_fa.sim.bulk import Target, land
 from cute_fa.sim.hazards import report_lanes
 from cute_fa.sim.isa import (
     Decoded,
@@ -27,7 +20,6 @@ from cute_fa.sim.isa import (
     subsystem,
 )
 from cute_fa.sim.isa.proxy import ReleaseFences
-from cute_fa.sim.mbarriers import Mbarriers
 
 if TYPE_CHECKING:
     from cute_fa.sim.lanes import LaneSet
@@ -216,60 +208,3 @@ class ClusterWait(_ClusterBarrier):
             if known is not None:
                 snapshot[column] = known
         clocks.acquire(ctx.rect, snapshot, np.asarray(passing.any(axis=-1)))
-
-
-@effect("st.async")
-class StoreAsync(Decoded):
-    """``st.async.shared::cluster.mbarrier::complete_tx::bytes{.v2|.v4}.type [a], b, [mbar]``.
-
-    The value is on its way until the barrier of the CTA that it goes to has counted its bytes.
-    """
-
-    counter_class = "st_async"
-    ends_block = True
-
-    def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
-        super().__init__(instr, kernel)
-        known = {"async", "weak", "shared::cluster", "mbarrier::complete_tx::bytes"}
-        if set(instr.parts[1:-1]) - known - {"v2", "v4"} or len(instr.operands) != 3:
-            raise self.unsupported("modifiers")
-        self.element = accesses.element_bits(instr.parts) // 8
-        self.count = accesses.vector_length(instr.parts)
-        if self.element not in (4, 8):
-            raise self.unsupported(f"type .{instr.parts[-1]}")
-        self.nbytes = self.element * self.count
-        self.sources = instr.operands
-        self.source_dtypes = (None, np.dtype(f"u{self.element}"), None)
-
-    def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
-        addresses, value, signals = sources
-        items = value if isinstance(value, tuple) else (value,)
-        active = ctx.lanes.dense_mask() if mask is None else mask
-        w0, _, c0, _ = ctx.rect
-        ctx.counters.add("shared_bytes_written", int(np.count_nonzero(active)) * self.nbytes)
-        for w, c, lane in np.argwhere(active):
-            data = np.array([item[w, c, lane] for item in items]).view(np.uint8)
-            where = int(addresses[w, c, lane]), int(signals[w, c, lane])
-            self._store(ctx, c0 + int(c), w0 + int(w), *where, data)
-
-    def _store(
-        self, ctx: BlockContext, slot: int, warp: int, address: int, signal: int, data: np.ndarray
-    ) -> None:
-        table: Mbarriers = ctx.subsystem(Mbarriers.name)
-        bar = table.find(ctx, signal, slot, warp)
-        offset = address & SHARED_OFFSET_MASK
-        rank = address >> RANK_SHIFT
-        wave = ctx.wave
-        bad = rank >= wave.cluster_size or offset % self.nbytes != 0
-        if bad or offset < SHARED_BASE or offset + self.nbytes > wave.smem_end:
-            text = f"a {self.nbytes}-byte asynchronous store to rank {rank}, offset {offset:#x}"
-            report_warp(ctx, "bulk-operands", text, slot, warp, address=address)
-            return
-        if bar is None:
-            return
-        target = slot - int(wave.cta_rank[slot]) + rank
-        if target != bar.slot:
-            text = "the store and its mbarrier are in different CTAs"
-            report_warp(ctx, "bulk-operands", text, slot, warp, address=address)
-        place = Target.bytes(ctx, target, offset, self.nbytes, bar)
-        land(ctx, Issuer(slot, warp, warp + 1), [place], lambda: data)

@@ -39,6 +39,12 @@ def register_bytes(kernel: ptx.Kernel, name: str | None) -> int:
     return accesses.element_bits((kernel.registers[name][1:],)) // 8
 
 
+def _is_of_call(instr: ptx.Instr, kernel: ptx.Kernel) -> bool:
+    """Whether a ``.param`` access is to a parameter or the result of a call the kernel makes."""
+    bases = [o.base for o in instr.operands if isinstance(o, ptx.Address)]
+    return any(isinstance(b, ptx.Symbol) and b.name in kernel.param_vars for b in bases)
+
+
 class MemoryAccess(Decoded):
     """What loads, stores and atomics have in common.
 
@@ -54,6 +60,8 @@ class MemoryAccess(Decoded):
     def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
         super().__init__(instr, kernel)
         self.space = accesses.space_of(instr.parts)
+        if self.space == "param" and _is_of_call(instr, kernel):
+            self.space = "local"
         try:
             self.element = accesses.element_bits(instr.parts) // 8
         except ValueError as error:
@@ -178,7 +186,7 @@ class Load(MemoryAccess):
 
 @effect("st")
 class Store(MemoryAccess):
-    """``st`` (PTX ISA 9.7.9.11). ``st.async`` and ``st.bulk`` are not served."""
+    """``st`` (PTX ISA 9.7.9.11)."""
 
     counter_class = "st"
 

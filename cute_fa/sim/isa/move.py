@@ -126,6 +126,14 @@ def read_clock(ctx: Any, name: str) -> Array:
     return np.array(ticks >> 32 if name.endswith("_hi") else ticks & 0xFFFFFFFF, U4)
 
 
+@library
+def load_result(ctx: Any, address: Array, size: int) -> Array:
+    """``ld.param`` of the result of a call, which lies in each thread's local memory."""
+    w0, w1, c0, c1 = ctx.rect
+    addresses = np.full((w1 - w0, c1 - c0, WARP_LANES), int(address), U8)
+    return ctx.subsystem("local").load(ctx, addresses, size, ctx.lanes.dense_mask())
+
+
 # --- semantics ------------------------------------------------------------------------------------
 
 
@@ -247,7 +255,10 @@ def emit_ld_param(e: Any) -> None:
     for index, item in enumerate(items):
         if isinstance(item, ptx.Sink):
             continue
-        if isinstance(source.base, ptx.Symbol):
+        if isinstance(source.base, ptx.Symbol) and source.base.name in e.kernel.param_vars:
+            expr = e.let(f"load_result(ctx, {e.address(source, index * size)}, {size})")
+            e.axes = EVERY_LANE
+        elif isinstance(source.base, ptx.Symbol):
             start = e.kernel.param(source.base.name).offset + source.base.offset
             expr = e.param(start + source.offset + index * size, size)
         else:

@@ -1,4 +1,4 @@
-"""``cvt`` to and from narrow floats: stochastic rounding, scale factors, s2f6 (PTX ISA 9.7.9.21)."""
+"""``cvt`` to and from narrow floats: stochastic rounding, scales, s2f6 (PTX ISA 9.7.9.21)."""
 
 import math
 from fractions import Fraction
