@@ -184,14 +184,14 @@ def mma(
     a: str,
     b: int,
     *,
-    d: int = 0,
+    d: int | str = 0,
     accumulate: bool = False,
     group: int = 1,
     more: str = "",
     tail: str = "",
     form: str = "",
 ) -> str:
-    """One product by thread 0; ``a`` is a descriptor's number, or ``[column]``."""
+    """One product by thread 0; ``a`` is a descriptor's number, or the register of an address."""
     left = f"[{a}]" if a.startswith("%") else "%rd20"
     first = "" if a.startswith("%") else f"mov.u64 %rd20, {a};\n"
     enable = "%p3" if accumulate else "%p2"

@@ -167,17 +167,15 @@ def test_a_in_tensor_memory(kind: str, a: str, m: int, group: int, completion: s
         got = launch(body, image, ctas=group, completion=completion)
     assert got.rules == []
     images = np.split(image, group)
+    parts = [[matrix(x, b, right[i], columns, False, k) for x in images] for i in range(2)]
+    b_rows = np.concatenate([np.concatenate(part) for part in parts], axis=1)  # (n, 2 k)
     want = np.zeros((m, n))
     for row in range(m):
         cta, r = divmod(row, m // group)
-        for half in range(2 if group == 2 and m == 128 else 1):  # both halves of the lanes count
+        for half in range(group):  # of a pair's lanes, each has A's rows for half of D's columns
             lane = r + 64 * half if group == 2 else (r // 16 * 32 + r % 16 if m == 64 else r)
-            values = lane_values(a, raw[cta, :, lane])
-            for i in range(2):
-                b_rows = np.concatenate([matrix(x, b, right[i], columns, False, k) for x in images])
-                part = values[i * k : (i + 1) * k] @ b_rows.T
-                where = slice(half * n // 2, (half + 1) * n // 2) if group == 2 else slice(0, n)
-                want[row, where] += part[where]
+            where = slice(half * n // group, (half + 1) * n // group)
+            want[row, where] = (lane_values(a, raw[cta, :, lane]) @ b_rows.T)[where]
     got_d = accumulators(seen[0], m, n, "f32", pair=group == 2)
     np.testing.assert_array_equal(got_d, want)
 
