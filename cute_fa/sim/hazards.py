@@ -142,11 +142,11 @@ _RULES = (
     Rule("tmem-out-of-bounds", ERROR, "an access past lane 127 or column 511 of tensor memory"),
     Rule("tmem-unallocated", ERROR, "an access to columns of tensor memory that nobody allocated"),
     Rule("tmem-lane-access", ERROR, "a warp accesses lanes of tensor memory that it may not touch"),
+    Rule("tmem-lane-implied", WARNING, "an address of tensor memory without the warp's own lanes"),
     Rule("tmem-operands", ERROR, "operands of a tensor memory instruction that the ISA excludes"),
     Rule("tmem-allocation", ERROR, "tcgen05.alloc or dealloc against the rules of their use"),
     Rule("tmem-allocation-order", WARNING, "a CTA allocates more columns than it did before"),
     Rule("tmem-leak", ERROR, "tensor memory that is still allocated when its CTA exits"),
-    Rule("tcgen05-cta-group", ERROR, "a kernel mixes .cta_group::1 and .cta_group::2"),
     Rule(
         "uninitialised-tmem-read",
         # Legal, as for shared memory.

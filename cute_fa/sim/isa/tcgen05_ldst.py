@@ -128,7 +128,10 @@ class _Access(Decoded):
         lanes, column = base >> LANE_SHIFT, base & COLUMN_MASK
         own = np.arange(w0, w1)[:, None] % QUARTERS * QUARTER_LANES
         active = np.ones(base.shape, bool) if mask is None else mask.any(axis=-1)
-        offset = lanes - own
+        # An address that names lanes of the first quarter is common in programs that run: the
+        # hardware adds the warp's own quarter, which the ISA does not say.
+        implied = (lanes < QUARTER_LANES) & (own > 0)
+        offset = np.where(implied, lanes, lanes - own)
         foreign = (offset < 0) | (offset >= QUARTER_LANES)
         skewed = ~foreign & (offset % self.form.lanes != 0)
         last = np.maximum(column, column + self.split) + self.columns
@@ -153,6 +156,7 @@ class _Access(Decoded):
                 shown = np.broadcast_to(base[..., None], (*base.shape, WARP))
                 report_lanes(ctx, rule, text, np.repeat(found[..., None], WARP, -1), shown)
                 bad |= found
+        self._note_implied(ctx, base, implied & active & ~bad)
         keys = np.where(active & ~bad, offset // HALF_LANES * _KEY_COLUMNS + column, -1)
         halves = self.form.lanes // HALF_LANES
         out = []
@@ -162,6 +166,16 @@ class _Access(Decoded):
             out.append(piece._replace(columns=columns, halves=slice(half, half + halves)))
         whole = not bad.any() and bool(active.all())
         return (tuple(out), whole), not bad.any()
+
+    @staticmethod
+    def _note_implied(ctx: BlockContext, base: np.ndarray, warps: np.ndarray) -> None:
+        """Report the warps that leave their quarter of the lanes to the hardware."""
+        if warps.any():
+            text = "the address names lanes of warp 0; the warp's own lanes are taken"
+            shown = np.broadcast_to(base[..., None], (*base.shape, WARP))
+            report_lanes(
+                ctx, "tmem-lane-implied", text, np.repeat(warps[..., None], WARP, -1), shown
+            )
 
     def accesses(self, piece: Piece) -> tuple[Piece, ...]:
         """The accesses of a piece: one, or the two of ``.16x32bx2``."""
