@@ -1,0 +1,27 @@
+"""The rungs of the ladder, each on the first architecture that it was written for."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.rungs.bench import Bench
+
+
+@pytest.fixture(scope="session")
+def fa1() -> Bench:
+    return Bench("fa1", "sm_80")
+
+
+@pytest.fixture(scope="session")
+def fa2() -> Bench:
+    return Bench("fa2", "sm_80")
+
+
+@pytest.fixture(scope="session")
+def fa3() -> Bench:
+    return Bench("fa3", "sm_90a")
+
+
+@pytest.fixture(scope="session")
+def fa4() -> Bench:
+    return Bench("fa4", "sm_100a")

@@ -1,0 +1,105 @@
+"""Any rung's forward kernel, its PTX run in the simulator with every hazard check on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from typing import Any
+
+import torch
+
+from cute_fa import sim
+from cute_fa.build.compile import Request, compile_request
+from cute_fa.build.registry import find
+from cute_fa.problem import AttentionProblem, KernelVariant
+from cute_fa.target import get_target
+from cute_fa.testing.compare import assert_attention_close, assert_bitwise_equal
+from cute_fa.testing.inputs import Inputs, normal_inputs
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled kernel.
+
+    Attributes:
+        compiled: its host function, as ``sim.Device.bind`` takes it.
+        ptx: its PTX.
+    """
+
+    compiled: Any
+    ptx: str
+
+
+@cache
+def _program(generation: str, config: Any, arch: str) -> Program:
+    features = {
+        field.name: getattr(config, "is_causal" if field.name == "causal" else field.name)
+        for field in fields(KernelVariant)
+        if field.name != "packed_group" or hasattr(config, "packed_group")
+    }
+    request = Request(find(generation), KernelVariant(**features), get_target(arch), asdict(config))
+    assert request.config == config
+    kernel = compile_request(request)
+    return Program(kernel.host("sim"), kernel.ptx)
+
+
+class Bench:
+    """Compiles each plan of a rung once and runs it on any problem."""
+
+    def __init__(self, generation: str, arch: str) -> None:
+        self.generation = generation
+        self.arch = arch
+
+    def config(self, problem: AttentionProblem, arch: str | None = None, **changes: Any) -> Any:
+        """The rung's plan for a problem, with some of its fields changed."""
+        target = get_target(arch or self.arch)
+        return find(self.generation).config(problem.variant, target, changes)
+
+    def program(self, config: Any, arch: str | None = None) -> Program:
+        return _program(self.generation, config, arch or self.arch)
+
+    def run(
+        self,
+        problem: AttentionProblem,
+        inputs: Inputs,
+        *,
+        arch: str | None = None,
+        completion: str = "eager",
+        seed: int = 0,
+        strict: bool = True,
+        ptx_transform: Callable[[str], str] | None = None,
+        **changes: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """(out, lse, launch) of one call; outputs and workspace are NaN before it."""
+        config = self.config(problem, arch, **changes)
+        program = self.program(config, arch)
+        ptx = program.ptx if ptx_transform is None else ptx_transform(program.ptx)
+        device = sim.Device(
+            arch or self.arch, completion=completion, seed=seed, strict=strict, workers=1
+        )
+        rows = (problem.batch, problem.seqlen_q, problem.heads_q)
+        out = torch.full((*rows, problem.head_dim_v), math.nan, dtype=inputs.q.dtype)
+        lse = torch.full((rows[0], rows[2], rows[1]), math.nan)
+        workspace = [torch.full(w.shape, math.nan) for w in config.workspace(*rows)]
+        window = (-1 if b is None else b for b in (problem.window_left, problem.window_right))
+        device.bind(program.compiled, ptx)(
+            *(*inputs[:3], out, lse, *workspace),
+            *(problem.scale, problem.softcap, *window),
+        )
+        (launch,) = device.launches
+        assert launch.smem_bytes == config.smem_bytes
+        assert launch.block[0] == config.num_threads
+        return out, lse, launch
+
+    def check(self, problem: AttentionProblem, inputs: Inputs | None = None, **how: Any) -> Any:
+        """Run, hold the result to its error budget, and exactly where that is known; the launch."""
+        inputs = inputs or normal_inputs(problem)
+        out, lse, launch = self.run(problem, inputs, **how)
+        assert launch.hazards == []
+        exp2_error = find(self.generation).exp2_error
+        assert_attention_close(out, lse, *inputs[:3], problem, exp2_error=exp2_error)
+        if inputs.expected is not None:
+            assert_bitwise_equal(out, inputs.expected, "out")
+        return launch
