@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cute_fa.sim.addresses import SHARED_BASE
-from cute_fa.sim.async_shadow import Area as SharedArea
 from cute_fa.sim.async_shadow import AsyncShadow, report_warp
 from cute_fa.sim.memory import WORDS
 from cute_fa.sim.tensor_memory import Area, TensorMemory
@@ -41,7 +40,7 @@ from cute_fa.sim.umma_operands import (
 from cute_fa.sim.umma_queue import Commit, Operation
 
 if TYPE_CHECKING:
-    from cute_fa.sim.wave import BlockContext, Wave
+    from cute_fa.sim.wave import BlockContext
 
 _BITS = {"f16": 16, "bf16": 16, "tf32": 32}
 _LANES = 128
@@ -138,9 +137,6 @@ class Mma(Operation):
     d_shift: int = 0
     a_scales: tuple[int, int] = (0, 0)
     b_scales: tuple[int, int] = (0, 0)
-    shared: list[SharedArea] = field(default_factory=list)
-    reads: list[Area] = field(default_factory=list)
-    writes: list[Area] = field(default_factory=list)
 
     # --- what it accesses -------------------------------------------------------------------------
 
@@ -202,17 +198,6 @@ class Mma(Operation):
             rows = product.form.n // (2 if product.layout.name == "B" else 1)
             yield memory.area(slot, 0, _LANES, self.a_scales[0], scale_columns(product.layout.rows))
             yield memory.area(slot, 0, _LANES, self.b_scales[0], scale_columns(rows))
-
-    def finish(self, wave: Wave, row: int, event: np.uint32) -> None:
-        areas: AsyncShadow = wave.shared_state[AsyncShadow.name]
-        memory: TensorMemory = wave.shared_state[TensorMemory.name]
-        slot = self.issuer.slot
-        for shared in self.shared:
-            areas.finish_read(shared, row, slot, row, event)
-        for area in self.reads:
-            memory.finish_read(area, row, slot, event)
-        for area in self.writes:
-            memory.finish_write(area, row, slot, event)
 
     # --- doing it ---------------------------------------------------------------------------------
 

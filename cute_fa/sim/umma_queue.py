@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cute_fa.ptx import Instr
+from cute_fa.sim.async_shadow import Area as SharedArea
 from cute_fa.sim.async_shadow import AsyncShadow, Issuer, report_warp
 from cute_fa.sim.engines import tensor_row
 from cute_fa.sim.isa import Subsystem, subsystem
 from cute_fa.sim.mbarriers import Mbarrier, Mbarriers
+from cute_fa.sim.tensor_memory import Area, TensorMemory
 
 if TYPE_CHECKING:
     from cute_fa.sim.lanes import LaneSet
@@ -41,12 +43,16 @@ class Operation:
     Attributes:
         issuer: the warp that issued it; lane: its thread.
         pair: ``.cta_group::2``.
+        shared, reads, writes: what it was found to access, in shared and in tensor memory.
     """
 
     instr: Instr
     issuer: Issuer
     lane: int
     pair: bool
+    shared: list[SharedArea] = field(init=False, default_factory=list)
+    reads: list[Area] = field(init=False, default_factory=list)
+    writes: list[Area] = field(init=False, default_factory=list)
 
     @property
     def thread(self) -> tuple[int, int, int]:
@@ -59,7 +65,15 @@ class Operation:
 
     def finish(self, wave: Wave, row: int, event: np.uint32) -> None:
         """It has happened at an event of the race clocks: tell the shadows of what it accessed."""
-        raise NotImplementedError(type(self).__name__)
+        areas: AsyncShadow = wave.shared_state[AsyncShadow.name]
+        memory: TensorMemory = wave.shared_state[TensorMemory.name]
+        slot = self.issuer.slot
+        for shared in self.shared:
+            areas.finish_read(shared, row, slot, row, event)
+        for area in self.reads:
+            memory.finish_read(area, row, slot, event)
+        for area in self.writes:
+            memory.finish_write(area, row, slot, event)
 
 
 @dataclass(eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,20 +9,12 @@ import numpy as np
 from cute_fa import ptx
 from cute_fa.sim.hazards import report_lanes
 from cute_fa.sim.isa import Decoded, Mask, WaitReason, blocking, effect
+from cute_fa.sim.isa.tcgen05_mma import cta_groups
 from cute_fa.sim.tensor_allocation import Request, TensorAllocation
 
 if TYPE_CHECKING:
     from cute_fa.sim.lanes import LaneSet
     from cute_fa.sim.wave import BlockContext
-
-_GROUPS = ("cta_group::1", "cta_group::2")
-
-
-@lru_cache(maxsize=64)
-def cta_groups(kernel: ptx.Kernel) -> frozenset[str]:
-    """The ``.cta_group`` qualifiers of a kernel's tcgen05 instructions; they must be the same."""
-    tensor = (instr for instr in kernel.body if instr.op == "tcgen05")
-    return frozenset(part for instr in tensor for part in instr.parts if part in _GROUPS)
 
 
 class _Management(Decoded):
@@ -34,9 +25,9 @@ class _Management(Decoded):
 
     def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
         super().__init__(instr, kernel)
-        groups = [part for part in instr.parts if part in _GROUPS]
-        if len(groups) != 1:
-            raise self.unsupported("a .cta_group")
+        groups = [part for part in instr.parts if part.startswith("cta_group::")]
+        if groups not in (["cta_group::1"], ["cta_group::2"]):
+            raise self.unsupported("a .cta_group of 1 or 2 is needed")
         self.pair = groups[0] == "cta_group::2"
         self.mixed = len(cta_groups(kernel)) > 1
 
@@ -51,7 +42,7 @@ class _Management(Decoded):
             report_lanes(ctx, "divergent-collective", text, missing)
         if self.mixed:
             text = "tcgen05 instructions with .cta_group::1 and with .cta_group::2 in one kernel"
-            report_lanes(ctx, "tcgen05-cta-group", text, active)
+            report_lanes(ctx, "tensor-cta-group", text, active)
         where = np.argwhere(some[..., 0])
         return [(int(w), int(c), int(active[w, c].argmax())) for w, c in where]
 

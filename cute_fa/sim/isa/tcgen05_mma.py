@@ -42,7 +42,7 @@ def cta_groups(kernel: ptx.Kernel) -> frozenset[str]:
     )
 
 
-class _Tcgen05(Decoded):
+class ThreadIssued(Decoded):
     """What the instructions that one thread issues share."""
 
     def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
@@ -74,7 +74,7 @@ class _Tcgen05(Decoded):
 
 
 @effect("tcgen05.mma")
-class TensorMma(_Tcgen05):
+class TensorMma(ThreadIssued):
     """``tcgen05.mma{.ws}.cta_group.kind{.block_scale{.scale_vec}}{.ashift}{.collector}``.
 
     ``.collector`` says what the tensor core may keep between instructions; it changes no result,
@@ -326,7 +326,7 @@ class TensorMma(_Tcgen05):
 
 
 @effect("tcgen05.commit")
-class TensorCommit(_Tcgen05):
+class TensorCommit(ThreadIssued):
     """``tcgen05.commit.cta_group.mbarrier::arrive::one{.shared::cluster}{.multicast::cluster}``."""
 
     counter_class = "tcgen05_commit"
