@@ -54,6 +54,8 @@ class Mbarrier:
             initialised.
         fenced: a fence makes its init visible to the async proxy and to other CTAs.
         users: (slot, warp) known to be ordered after init.
+        unfenced: what relaxed arrivals would have passed on about tensor memory behind a fence,
+            ``(agents,)``.
     """
 
     slot: int
@@ -76,6 +78,7 @@ class Mbarrier:
     init_stamp: int | None = None
     fenced: bool = False
     users: set[tuple[int, int]] = field(default_factory=set)
+    unfenced: np.ndarray | None = None
 
     def pack(self) -> int:
         """The state as one 64-bit word: the token that ``mbarrier.arrive`` returns."""
@@ -378,6 +381,10 @@ class Mbarriers(Subsystem):
             assert bar.released is not None
             bar.released[agent] = limit
         bar.landed = []
+        if clocks.tensor is not None:
+            tensor = self.wave.shared_state["tensor-memory"].shadow
+            if tensor.active:
+                tensor.waited(slot, members, bar.released, bar.unfenced, relaxed=relaxed)
         if bar.released is not None and not relaxed:
             warps = np.zeros((clocks.rows, 1), bool)
             warps[: len(members), 0] = members

@@ -11,6 +11,7 @@ from cute_fa import ptx
 from cute_fa.sim.isa import Decoded, Mask, WaitReason, effect, register_names
 from cute_fa.sim.isa.proxy import ReleaseFences
 from cute_fa.sim.mbarriers import Mbarrier, Mbarriers, pending_of
+from cute_fa.sim.tensor_memory import TensorMemory
 
 if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext
@@ -40,6 +41,14 @@ def knowledge_of(
         return ctx.subsystem(ReleaseFences.name).snapshot(slot, warp)
     clocks = ctx.subsystem(Mbarriers.name).areas.clocks
     return None if clocks is None else clocks.release((warp, warp + 1, slot, slot + 1))[0]
+
+
+def note_unfenced(ctx: BlockContext, bar: Mbarrier, slot: int, warp: int) -> None:
+    """Keep with the barrier what a relaxed arrival would pass on about tensor memory if fenced."""
+    tensor = ctx.subsystem(TensorMemory.name).shadow
+    if tensor.active:
+        known = tensor.without_fence(slot, warp)
+        bar.unfenced = known if bar.unfenced is None else np.maximum(bar.unfenced, known)
 
 
 class _MbarrierInstruction(Decoded):
@@ -175,6 +184,8 @@ class Arrive(_MbarrierInstruction):
             elif counts is not None:
                 number = int(counts[w, c][lanes].astype(np.int64).sum())
             knowledge = knowledge_of(ctx, slot, warp, relaxed=self.relaxed)
+            if self.relaxed:
+                note_unfenced(ctx, bar, slot, warp)
             token = table.arrive(
                 ctx,
                 bar,

@@ -16,8 +16,10 @@ from cute_fa.sim.async_shadow import AsyncShadow
 from cute_fa.sim.isa import Decoded, Mask, Subsystem, effect, subsystem
 from cute_fa.sim.isa.barrier import Fence
 from cute_fa.sim.mbarriers import Mbarriers
+from cute_fa.sim.tensor_memory import TensorMemory
 
 if TYPE_CHECKING:
+    from cute_fa.sim.tensor_shadow import TensorShadow
     from cute_fa.sim.wave import BlockContext, Wave
 
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 class ReleaseFences(Subsystem):
     """What each warp knew at its last fence: what its relaxed arrivals pass on.
 
-    A fence followed by a relaxed arrival is a release (PTX ISA 8.8, release patterns).
+    A fence followed by a relaxed arrival is a release (PTX ISA 8.8, release patterns); behind a
+    ``tcgen05.fence::before_thread_sync`` it is one for tensor memory.
     """
 
     name = "release-fences"
@@ -52,7 +55,9 @@ class ReleaseFences(Subsystem):
 
     def snapshot(self, slot: int, warp: int) -> np.ndarray | None:
         """What a relaxed arrival of a warp passes on, ``(columns,)``, or None."""
-        return None if self.known is None else self.known[warp, slot]
+        known = None if self.known is None else self.known[warp, slot]
+        tensor: TensorShadow = self.wave.shared_state[TensorMemory.name].shadow
+        return tensor.relaxed_arrival(slot, warp, known) if tensor.active else known
 
 
 @effect("fence.mbarrier_init", "fence.acq_rel", "fence.sc", "membar.cta", "membar.gl", "membar.sys")
