@@ -21,6 +21,7 @@ _EXPORTS = {
     "flash_attn_func": "cute_fa.ops",
     "flash_attn_varlen_func": "cute_fa.ops",
     "get_target": "cute_fa.target",
+    "load_bundle": "cute_fa.ops",
 }
 _SUBMODULES = ("asm", "build", "ops", "ptx", "quant", "reference", "sim", "testing")
 

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import cute_fa
-from cute_fa.build import manifest, registry
+from cute_fa.build import keys, manifest, registry
 from cute_fa.build.compiled import label
 from cute_fa.build.host import load_host, load_library
 from cute_fa.build.toolchain import cuda_driver_version, runtime_library
 from cute_fa.errors import BundleError, CuteFAError, MissingToolError, UnsupportedError
 from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import Target, get_target, runs_on
+from cute_fa.varlen import VarlenProblem
 
 TUNED = "tuned.json"
 _SHOWN = 8
@@ -144,7 +145,18 @@ class Bundle:
         """Size of all files, the manifest left out."""
         return sum(entry["bytes"] for entry in self.document["files"].values())
 
-    def choose_generation(self, problem: AttentionProblem, target: Target, generation: str) -> str:
+    def notes(self) -> list[str]:
+        """What is unusual about the bundle, though it may be used."""
+        found = []
+        if self.document["sources"] != keys.source_digest(("cute_fa",)):
+            found.append("it was made by other sources of the same version of cute_fa")
+        if self.tuned:
+            found.append(f"default kernels replaced by {TUNED}: {len(self.tuned)}")
+        return found
+
+    def choose_generation(
+        self, problem: AttentionProblem | VarlenProblem, target: Target, generation: str
+    ) -> str:
         """The generation that runs the problem: the one asked for, or the newest in the bundle.
 
         Raises:

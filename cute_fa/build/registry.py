@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cute_fa.errors import CuteFAError, InvalidArgumentError, InvalidTypeError, UnsupportedError
+from cute_fa.exp2 import MAX_RELATIVE_ERROR
 from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import TARGETS, Target, get_target
 from cute_fa.varlen import VarlenProblem
@@ -37,6 +38,8 @@ class KernelEntry:
         summary: the idea in a few words.
         features: what it serves, in words.
         automatic: whether ``generation="auto"`` may choose it.
+        exp2_error: relative error of its exponentials beyond a few fp32 roundings, which its LSE
+            may show (``testing.check_attention``).
     """
 
     generation: str
@@ -49,6 +52,7 @@ class KernelEntry:
     summary: str
     features: tuple[str, ...]
     automatic: bool = True
+    exp2_error: float = 0.0
 
     @property
     def name(self) -> str:
@@ -134,6 +138,18 @@ KERNELS: tuple[KernelEntry, ...] = (
         sources=("cute_fa.fa3", "cute_fa.blocks"),
         summary="TMA and wgmma by specialised warps; softmax beside the products",
         features=(*_FEATURES, "varlen"),
+    ),
+    KernelEntry(
+        generation="fa4",
+        direction="fwd",
+        archs=("sm_100a", "sm_103a"),
+        kernel="cute_fa.fa4.fwd:Fa4Fwd",
+        arguments="cute_fa.fa4.fwd:fake_arguments",
+        pick="cute_fa.fa4.config:pick_fwd",
+        sources=("cute_fa.fa4", "cute_fa.blocks", "cute_fa.exp2"),
+        summary="tcgen05 and tensor memory; exp2 on two units; O rescaled only when it matters",
+        features=_FEATURES,
+        exp2_error=MAX_RELATIVE_ERROR,
     ),
 )
 

@@ -101,7 +101,7 @@ def run_case(case: Case, settings: Settings) -> Result:
     call = checks.check_call(q, k, v, options, device=device)
     started = time.monotonic()
     if call.has_work:
-        launch.compiled(call.generation, call.target.arch, call.problem.variant)
+        launch.kernel_of(call)
     compiled = time.monotonic()
     out, lse = launch.forward(q, k, v, call, device=device)
     if device is None:

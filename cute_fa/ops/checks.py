@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
+from cute_fa.ops import sources
 from cute_fa.problem import (
     KERNEL_DTYPES,
     AttentionProblem,
-    KernelVariant,
     check_flag,
     normalise_window,
 )
@@ -44,12 +44,13 @@ DTYPES = {getattr(torch, name): name for name in KERNEL_DTYPES}
 
 CAUSAL_HINT = "the causal mask is aligned bottom-right: the last row sees every column"
 
-_chosen: dict[tuple[KernelVariant, str, str], str] = {}
-
 
 @dataclass(frozen=True)
 class Options:
-    """The keyword arguments of ``flash_attn_func`` that decide what is computed, and where."""
+    """The keyword arguments of ``flash_attn_func`` that decide what is computed, and where.
+
+    ``kernels`` is the name of a source of kernels (``sources.source``), None for the compiler.
+    """
 
     softmax_scale: float | None = None
     causal: bool = False
@@ -58,6 +59,7 @@ class Options:
     generation: str = "auto"
     backend: str = "auto"
     arch: str | Target | None = None
+    kernels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Call:
         target: the architecture to run on.
         backend: "cuda" or "sim".
         has_work: False if there is no output element, or no column to attend to.
+        kernels: of the options.
     """
 
     problem: AttentionProblem | VarlenProblem
@@ -77,6 +80,7 @@ class Call:
     target: Target
     backend: str
     has_work: bool
+    kernels: str | None = None
 
     @property
     def padded(self) -> AttentionProblem:
@@ -105,7 +109,8 @@ def check_call(
     backend, target = settle(q, k, v, options, device)
     if has_work:
         check_launch(q, k, v, problem)
-    return Call(problem, choose_generation(problem, target, options), target, backend, has_work)
+    generation = choose_generation(problem, target, options)
+    return Call(problem, generation, target, backend, has_work, options.kernels)
 
 
 def settle(
@@ -359,19 +364,12 @@ def choose_target(q: Tensor, options: Options, backend: str, device: Device | No
 def choose_generation(
     problem: AttentionProblem | VarlenProblem, target: Target, options: Options
 ) -> str:
-    """The registry's choice, which depends on the problem's variant only; asked once for each.
+    """The generation that will run.
 
     Raises:
         UnsupportedError: nothing serves the problem there, or not the generation asked for.
     """
-    key = (problem.variant, target.arch, options.generation)
-    chosen = _chosen.get(key)
-    if chosen is None:
-        from cute_fa import build
-
-        chosen = build.choose_generation(problem, target, options.generation)
-        _chosen[key] = chosen
-    return chosen
+    return sources.generation(problem, target, options.generation, options.kernels)
 
 
 def check_memory(q: Tensor, k: Tensor, v: Tensor) -> None:

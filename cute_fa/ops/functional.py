@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cute_fa.errors import UnsupportedError
-from cute_fa.ops import checks, launch
+from cute_fa.ops import checks, launch, sources
 from cute_fa.ops.checks import Options
 from cute_fa.problem import normalise_window
 from cute_fa.target import Target
+
+if TYPE_CHECKING:
+    from cute_fa.ops.bundle import LoadedBundle
 
 Window = tuple[int | None, int | None]
 
@@ -30,6 +33,7 @@ def flash_attn_func(
     generation: str = "auto",
     backend: str = "auto",
     arch: str | Target | None = None,
+    kernels: LoadedBundle | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(softmax_scale · q kᵀ) v by a compiled FlashAttention kernel.
 
@@ -60,6 +64,7 @@ def flash_attn_func(
         backend: "cuda", "sim", or "auto" for where the tensors are.
         arch: the architecture to simulate, e.g. "sm_90a"; None for the entered device's, or else
             the generation's first ("sm_80" for FA1 and FA2).
+        kernels: a bundle (``cute_fa.load_bundle``) whose kernels run; None compiles them here.
 
     Returns:
         out (B, Sq, Hq, Dv) in q's dtype; with ``return_lse`` also lse (B, Hq, Sq), fp32, natural
@@ -72,7 +77,10 @@ def flash_attn_func(
         CompileError, MissingToolError: the kernel could not be built here.
         cute_fa.sim.HazardError: the simulator found a race, an access out of bounds, ….
     """
-    options = Options(softmax_scale, causal, window_size, softcap, generation, backend, arch)
+    options = Options(
+        *(softmax_scale, causal, window_size, softcap, generation, backend, arch),
+        kernels=sources.name_of(kernels),
+    )
     checks.check_flag("deterministic", deterministic)
     checks.check_flag("return_lse", return_lse)
     if is_symbolic(q, k, v):
@@ -83,11 +91,9 @@ def flash_attn_func(
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    from cute_fa.sim import current_device
-
     # A simulated device tells Python that CPU tensors are CUDA tensors; here the truth counts.
     with torch._C.DisableTorchFunction():
-        device = current_device()
+        device = launch.entered_device()
         call = checks.check_call(q, k, v, options, device=device)
         return launch.forward(q, k, v, call, device=device)
 
@@ -136,14 +142,15 @@ def operator_options(options: Options) -> tuple[Any, ...]:
         options.generation,
         options.backend,
         arch.arch if isinstance(arch, Target) else arch,
+        options.kernels,
     )
 
 
 torch.library.define(
     "cute_fa::fwd",
     "(Tensor q, Tensor k, Tensor v, float? softmax_scale, bool causal, SymInt window_left, "
-    "SymInt window_right, float softcap, str generation, str backend, str? arch) "
-    "-> (Tensor out, Tensor lse)",
+    "SymInt window_right, float softcap, str generation, str backend, str? arch, "
+    "str? kernels) -> (Tensor out, Tensor lse)",
 )
 
 
@@ -179,7 +186,8 @@ def options_of(
     generation: str,
     backend: str,
     arch: str | None,
+    kernels: str | None,
 ) -> Options:
     """The options that ``operator_options`` wrote down."""
     window = (window_left, window_right)
-    return Options(softmax_scale, causal, window, softcap, generation, backend, arch)
+    return Options(softmax_scale, causal, window, softcap, generation, backend, arch, kernels)

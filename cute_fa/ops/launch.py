@@ -8,20 +8,20 @@ CUDA runtime on torch's current stream; on "sim" the same host code launches on 
 from __future__ import annotations
 
 import math
+import sys
 import threading
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from cute_fa.ops import sources
 from cute_fa.ops.checks import ALIGNMENT_BYTES, Call
 from cute_fa.varlen import VarlenProblem
 
 if TYPE_CHECKING:
-    from cute_fa.build import Compiled
     from cute_fa.ops.varlen_checks import Lengths
-    from cute_fa.problem import AttentionProblem, KernelVariant
+    from cute_fa.problem import AttentionProblem
     from cute_fa.sim.device import Device
     from cute_fa.sim.execute import Launch
 
@@ -35,6 +35,20 @@ def last_launches() -> tuple[Launch, ...]:
     ``with sim.Device(...) as dev`` block launches is kept in ``dev.launches`` too.
     """
     return getattr(_last, "launches", ())
+
+
+def entered_device() -> Device | None:
+    """The simulated device of the innermost ``with`` block.
+
+    The simulator is not imported for the question: on a GPU neither it nor numpy is needed.
+    """
+    module = sys.modules.get("cute_fa.sim.device")
+    return None if module is None else module.current_device()
+
+
+def kernel_of(call: Call) -> Any:
+    """The kernel that a checked call will run; compiled here if it has to be."""
+    return sources.kernel(call.generation, call.target.arch, call.problem.variant, call.kernels)
 
 
 def forward(
@@ -82,7 +96,7 @@ def _launch(
     out, lse = empty_outputs(q, v)
     if not call.has_work:
         return out.zero_(), lse.fill_(-math.inf)
-    kernel = compiled(call.generation, call.target.arch, call.problem.variant)
+    kernel = kernel_of(call)
     padded = call.padded
     rows = padded.seqlen_q if lengths is None else q.shape[0]
     workspace = [
@@ -140,39 +154,7 @@ def empty_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return out, q.new_empty(*batch, heads_q, rows, dtype=torch.float32)
 
 
-@cache
-def compiled(generation: str, arch: str, variant: KernelVariant) -> Compiled:
-    """The kernel for a variant, from this process, the disk cache or the compiler."""
-    from cute_fa import build
-
-    return build.compile(
-        generation,
-        "fwd",
-        arch=arch,
-        dtype=variant.dtype,
-        head_dim=variant.head_dim,
-        head_dim_v=variant.head_dim_v,
-        **variant_features(variant),
-    )
-
-
-def variant_features(variant: KernelVariant) -> dict[str, Any]:
-    """Masking, softcap and packing as ``build.compile`` takes them; the numbers themselves are
-    arguments of the launch, any that say the same will do."""
-    return {
-        "causal": variant.causal,
-        "window_size": (
-            0 if variant.has_window_left else None,
-            1 if variant.has_window_right else None,
-        ),
-        "softcap": 1.0 if variant.has_softcap else 0.0,
-        "varlen": variant.is_varlen,
-        "seqused_q": variant.has_seqused_q,
-        "seqused_k": variant.has_seqused_k,
-    }
-
-
-def run_cuda(kernel: Compiled, device: torch.device, arguments: tuple[Any, ...]) -> None:
+def run_cuda(kernel: Any, device: torch.device, arguments: tuple[Any, ...]) -> None:
     """Launch on torch's current stream of ``device``, which need not be the current device."""
     # The host function takes its stream from the environment that TVM-FFI sets up from the
     # tensors' device: torch's current stream there.
@@ -180,7 +162,7 @@ def run_cuda(kernel: Compiled, device: torch.device, arguments: tuple[Any, ...])
         kernel.host("cuda")(*arguments)
 
 
-def run_sim(kernel: Compiled, device: Device | None, arguments: tuple[Any, ...]) -> None:
+def run_sim(kernel: Any, device: Device | None, arguments: tuple[Any, ...]) -> None:
     """Launch on a simulated device and remember what ran."""
     from cute_fa import sim
 

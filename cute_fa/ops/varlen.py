@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cute_fa.errors import UnsupportedError
-from cute_fa.ops import checks, launch
+from cute_fa.ops import checks, launch, sources
 from cute_fa.ops.checks import Options
 from cute_fa.ops.functional import Window, is_symbolic, operator_options, options_of
 from cute_fa.ops.varlen_checks import Lengths, check_lengths, check_varlen_call
 from cute_fa.target import Target
+
+if TYPE_CHECKING:
+    from cute_fa.ops.bundle import LoadedBundle
 
 
 def flash_attn_varlen_func(
@@ -35,6 +38,7 @@ def flash_attn_varlen_func(
     generation: str = "auto",
     backend: str = "auto",
     arch: str | Target | None = None,
+    kernels: LoadedBundle | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention within each of B sequences of different lengths, packed one behind the other.
 
@@ -71,7 +75,7 @@ def flash_attn_varlen_func(
             sequence b count. The rows behind them give 0 and -inf. None: all rows count.
         seqused_k: the same for k and v; rows that do not count are not looked at.
         softmax_scale, causal, window_size, softcap, deterministic, return_lse, generation, backend,
-            arch: as for ``flash_attn_func``.
+            arch, kernels: as for ``flash_attn_func``.
 
     Returns:
         out (Tq, Hq, Dv) in q's dtype; with ``return_lse`` also lse (Hq, Tq), fp32, natural
@@ -84,7 +88,10 @@ def flash_attn_varlen_func(
         CompileError, MissingToolError: the kernel could not be built here.
         cute_fa.sim.HazardError: the simulator found a race, an access out of bounds, ….
     """
-    options = Options(softmax_scale, causal, window_size, softcap, generation, backend, arch)
+    options = Options(
+        *(softmax_scale, causal, window_size, softcap, generation, backend, arch),
+        kernels=sources.name_of(kernels),
+    )
     lengths = Lengths(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q, seqused_k)
     checks.check_flag("deterministic", deterministic)
     checks.check_flag("return_lse", return_lse)
@@ -102,11 +109,9 @@ def flash_attn_varlen_func(
 def _run(
     q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, options: Options
 ) -> tuple[Tensor, Tensor]:
-    from cute_fa.sim import current_device
-
     # A simulated device tells Python that CPU tensors are CUDA tensors; here the truth counts.
     with torch._C.DisableTorchFunction():
-        device = current_device()
+        device = launch.entered_device()
         call = check_varlen_call(q, k, v, lengths, options, device=device)
         return launch.varlen_forward(q, k, v, lengths, call, device=device)
 
@@ -118,7 +123,7 @@ torch.library.define(
     "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
     "SymInt max_seqlen_q, SymInt max_seqlen_k, Tensor? seqused_q, Tensor? seqused_k, "
     "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, "
-    "str generation, str backend, str? arch) -> (Tensor out, Tensor lse)",
+    "str generation, str backend, str? arch, str? kernels) -> (Tensor out, Tensor lse)",
 )
 
 

@@ -78,7 +78,7 @@ def check_varlen_call(
     if has_work:
         checks.check_launch(q, k, v, padded)
     generation = checks.choose_generation(problem, target, options)
-    return Call(problem, generation, target, backend, has_work)
+    return Call(problem, generation, target, backend, has_work, options.kernels)
 
 
 def check_lengths(q: Tensor, k: Tensor, lengths: Lengths) -> None:

@@ -260,7 +260,7 @@ def test_tuned_choices_are_taken(write: Callable[..., Bundle]) -> None:
     (folder / bundle.TUNED).write_text(json.dumps({"choices": [choice]}))
     tuned = Bundle(folder)
     assert (Bundle(folder).notes(), default.config.factor) == (
-        ["tuned.json replaces 1 default kernels"],
+        ["default kernels replaced by tuned.json: 1"],
         2.0,
     )
     assert tuned.kernel("tiny", "sm_80", D64).name == candidate.name != default.name

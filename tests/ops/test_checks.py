@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cute_fa.errors import CuteFAError, InvalidArgumentError, InvalidTypeError, UnsupportedError
-from cute_fa.ops import checks, flash_attn_func, launch
+from cute_fa.ops import checks, flash_attn_func, sources
 from cute_fa.ops.checks import Options, check_call
 from cute_fa.target import TARGETS, get_target
 
@@ -21,7 +21,7 @@ def nothing_is_compiled(monkeypatch):
     def compiled(*_):
         raise AssertionError("compiled although the call is wrong")
 
-    monkeypatch.setattr(launch, "compiled", compiled)
+    monkeypatch.setattr(sources, "kernel", compiled)
 
 
 def tensors(batch=2, seqlen_q=5, seqlen_k=7, heads_q=4, heads_k=2, dim=16, dim_v=16, **kind):

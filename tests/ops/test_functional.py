@@ -15,7 +15,7 @@ import torch
 import cute_fa
 from cute_fa import flash_attn_func, sim
 from cute_fa.errors import CuteFAError, InvalidArgumentError, UnsupportedError
-from cute_fa.ops import last_launches, launch
+from cute_fa.ops import last_launches, sources
 from cute_fa.problem import AttentionProblem
 from cute_fa.testing import (
     Case,
@@ -167,7 +167,7 @@ EMPTY = [{"batch": 0}, {"seqlen_q": 0}, {"seqlen_k": 0}, {"seqlen_q": 0, "seqlen
 @BOTH
 @pytest.mark.parametrize("changes", EMPTY, ids=str)
 def test_empty_tensors_return_empties_without_compiling(changes, generation, monkeypatch):
-    monkeypatch.setattr(launch, "compiled", None)
+    monkeypatch.setattr(sources, "kernel", None)
     p = problem(**changes)
     inputs = normal_inputs(p)
     out, lse = run(p, inputs, generation=generation, causal=True)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cute_fa.ops import launch
+from cute_fa.ops import launch, sources
 from cute_fa.ops.checks import Call
 from cute_fa.problem import AttentionProblem
 from cute_fa.target import get_target
@@ -60,7 +60,8 @@ def kernel(monkeypatch):
     )
 
     def compiled(*key):
-        record.asked.append(key)
+        assert key[-1] is None, "the compiler is asked"
+        record.asked.append(key[:-1])
         return fake
 
     @contextmanager
@@ -69,7 +70,7 @@ def kernel(monkeypatch):
         yield
         record.current = None
 
-    monkeypatch.setattr(launch, "compiled", compiled)
+    monkeypatch.setattr(sources, "kernel", compiled)
     monkeypatch.setattr(torch.cuda, "device", device)
     return record
 
@@ -151,16 +152,17 @@ def test_variants_are_compiled_once_with_their_features(monkeypatch):
         return object()
 
     monkeypatch.setattr(build, "compile", compile)
-    launch.compiled.cache_clear()
+    sources.kernel.cache_clear()
     try:
         plain = make_call()[-1].problem.variant
         windowed = make_call(window_left=5, window_right=0, softcap=2.0)[-1].problem.variant
-        one = launch.compiled("fa2", "sm_80", plain)
-        assert launch.compiled("fa2", "sm_80", make_call(seqlen_q=99)[-1].problem.variant) is one
-        assert launch.compiled("fa2", "sm_89", plain) is not one
-        assert launch.compiled("fa2", "sm_80", windowed) is not one
+        one = sources.kernel("fa2", "sm_80", plain, None)
+        longer = make_call(seqlen_q=99)[-1].problem.variant
+        assert sources.kernel("fa2", "sm_80", longer, None) is one
+        assert sources.kernel("fa2", "sm_89", plain, None) is not one
+        assert sources.kernel("fa2", "sm_80", windowed, None) is not one
     finally:
-        launch.compiled.cache_clear()
+        sources.kernel.cache_clear()
     assert [(g, d, a["arch"]) for g, d, a in asked] == [
         ("fa2", "fwd", "sm_80"),
         ("fa2", "fwd", "sm_89"),
@@ -188,6 +190,6 @@ def test_what_is_compiled_is_the_variant_asked_for():
             dtype=variant.dtype,
             head_dim=variant.head_dim,
             head_dim_v=variant.head_dim_v,
-            **launch.variant_features(variant),
+            **sources.variant_features(variant),
         )
         assert request.variant == variant

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cute_fa import flash_attn_func
 from cute_fa.errors import CuteFAError, UnsupportedError
-from cute_fa.ops import launch
+from cute_fa.ops import sources
 from cute_fa.problem import AttentionProblem
 from cute_fa.testing import assert_bitwise_equal, normal_inputs
 
@@ -18,11 +18,11 @@ def tensors(seqlen=40, **kind):
     return tuple(x.to(**kind) if kind else x for x in normal_inputs(p, seed=1)[:3])
 
 
-ARGUMENTS = (None, True, -1, -1, 0.0, "auto", "auto", None)
+ARGUMENTS = (None, True, -1, -1, 0.0, "auto", "auto", None, None)
 
 
 def test_meta_and_fake_tensors_give_shapes_without_compiling(monkeypatch):
-    monkeypatch.setattr(launch, "compiled", None)
+    monkeypatch.setattr(sources, "kernel", None)
     out, lse = flash_attn_func(*tensors(device="meta"), return_lse=True)
     assert out.is_meta and out.shape == (2, 40, 4, 64) and out.dtype == torch.bfloat16
     assert lse.is_meta and lse.shape == (2, 4, 40) and lse.dtype == torch.float32
