@@ -136,6 +136,26 @@ class Program:
                 return "constant", addresses.PARAM_BASE + param.offset
         raise UnsupportedInstruction(instr, f"symbol {name} is not a variable or parameter")
 
+    # --- what traces and timelines ask ------------------------------------------------------------
+
+    def body_of(self, block: int) -> tuple[ptx.Instr, ...]:
+        """The instructions of a block."""
+        first = self.blocks[block - 1].last + 1 if block else 0
+        return self.kernel.body[first : self.blocks[block].last + 1]
+
+    def decoded(self, instr: ptx.Instr) -> Decoded | None:
+        """The handler of an effect; None for pure instructions and branches."""
+        return self._decoded.get(instr.index)
+
+    def counter_class(self, instr: ptx.Instr) -> str:
+        """The class under which an instruction is counted."""
+        if instr.op in TERMINATORS:
+            return "branch" if instr.op in ("bra", "brx") else "control"
+        decoded = self._decoded.get(instr.index)
+        return self._handlers[instr.index].counter_class if decoded is None else (
+            decoded.counter_class
+        )
+
     # --- construction -----------------------------------------------------------------------------
 
     def _place_registers(self) -> None:
