@@ -1,0 +1,147 @@
+"""A small CuTe DSL GEMM on the fifth-generation tensor core, by one CTA or by a pair, for tests.
+
+C = A B^T, one output tile per CTA group, one stage: TMA fills shared memory, a product of the whole
+k tile accumulates in tensor memory, a commit frees the stage again.
+"""
+
+from __future__ import annotations
+
+import cutlass
+import cutlass.cute as cute
+import cutlass.memory
+from cutlass.cute.nvgpu import OperandMajorMode, cpasync, tcgen05
+from cutlass.utils import blackwell_helpers as sm100
+
+THREADS = 128
+TILE_K_BYTES = 128
+COLUMNS = 256
+
+
+class TensorCoreGemm:
+    """``c[m, n] = sum_k a[m, k] * b[n, k]`` for whole tiles.
+
+    Args:
+        dtype: of A and B; C is float32.
+        group: CTAs that work on one tile.
+        tile_m, tile_n: of the group.
+    """
+
+    def __init__(self, dtype: type, group: int = 1, tile_m: int = 128, tile_n: int = 64) -> None:
+        self.dtype, self.group = dtype, group
+        self.cta_group = tcgen05.CtaGroup.ONE if group == 1 else tcgen05.CtaGroup.TWO
+        self.tile = tile_m, tile_n, TILE_K_BYTES * 8 // dtype.width
+
+    @cute.jit
+    def __call__(self, a: cute.Tensor, b: cute.Tensor, c: cute.Tensor):
+        major = OperandMajorMode.K
+        mma = sm100.make_trivial_tiled_mma(
+            self.dtype, self.dtype, major, major, cutlass.Float32, self.cta_group, self.tile[:2]
+        )
+        layout_a = sm100.make_smem_layout_a(mma, self.tile, self.dtype, 1)
+        layout_b = sm100.make_smem_layout_b(mma, self.tile, self.dtype, 1)
+        cluster = cute.tiled_divide(cute.make_layout((self.group, 1, 1)), (mma.thr_id,))
+        op = cpasync.CopyBulkTensorTileG2SOp(self.cta_group)
+        one_a, one_b = (cute.select(x, mode=[0, 1, 2]) for x in (layout_a, layout_b))
+        tma_a = cute.nvgpu.make_tiled_tma_atom_A(op, a, one_a, self.tile, mma, cluster.shape)
+        tma_b = cute.nvgpu.make_tiled_tma_atom_B(op, b, one_b, self.tile, mma, cluster.shape)
+        self.nbytes = cute.size_in_bytes(self.dtype, one_a) + cute.size_in_bytes(self.dtype, one_b)
+        grid = cute.ceil_div(c.shape[0], self.tile[0]) * self.group, c.shape[1] // self.tile[1], 1
+        self.kernel(mma, *tma_a, *tma_b, c, layout_a, layout_b).launch(
+            grid=grid, block=[THREADS, 1, 1], cluster=[self.group, 1, 1]
+        )
+
+    @cute.kernel
+    def kernel(
+        self,
+        mma: cute.TiledMma,
+        tma_a: cute.CopyAtom,
+        mA: cute.Tensor,
+        tma_b: cute.CopyAtom,
+        mB: cute.Tensor,
+        mC: cute.Tensor,
+        layout_a: cute.ComposedLayout,
+        layout_b: cute.ComposedLayout,
+    ):
+        thread, _, _ = cute.arch.thread_idx()
+        block, column, _ = cute.arch.block_idx()
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+        rank = block % self.group
+        smem = cutlass.memory.SmemAllocator()
+        barriers = smem.allocate_array(cutlass.Int64, 2)
+        holding = smem.allocate_array(cutlass.Int32, 1)
+        sA, sB = (
+            smem.allocate_tensor(self.dtype, x.outer, byte_alignment=1024, swizzle=x.inner)
+            for x in (layout_a, layout_b)
+        )
+        full, free = barriers, barriers + 1
+        if warp == 0:
+            with cute.arch.elect_one():
+                cute.arch.mbarrier_init(full, 1)
+                cute.arch.mbarrier_init(free, 1)
+                cute.arch.mbarrier_init_fence()
+            cute.arch.alloc_tmem(COLUMNS, holding, is_two_cta=self.group == 2)
+        cute.arch.sync_threads()
+        if cutlass.const_expr(self.group == 2):
+            cute.arch.cluster_arrive()
+            cute.arch.cluster_wait()
+
+        where = block // self.group, column
+        gA = cute.local_tile(mA, self.tile, (*where, None), proj=(1, None, 1))
+        gB = cute.local_tile(mB, self.tile, (*where, None), proj=(None, 1, 1))
+        gC = cute.local_tile(mC, self.tile, (*where, None), proj=(1, 1, None))
+        part = mma.get_slice(rank)
+        alone = cute.make_layout(1)
+        tAsA, tAgA = cpasync.tma_partition(
+            tma_a,
+            0,
+            alone,
+            cute.group_modes(sA, 0, 3),
+            cute.group_modes(part.partition_A(gA), 0, 3),
+        )
+        tBsB, tBgB = cpasync.tma_partition(
+            tma_b,
+            0,
+            alone,
+            cute.group_modes(sB, 0, 3),
+            cute.group_modes(part.partition_B(gB), 0, 3),
+        )
+        tCrA, tCrB = mma.make_fragment_A(sA), mma.make_fragment_B(sB)
+        address = cute.arch.retrieve_tmem_ptr(cutlass.Float32, 16, holding)
+        fragment = mma.make_fragment_C(mma.partition_shape_C(self.tile[:2]))
+        acc = cute.make_tensor(address, fragment.layout)
+
+        for k in cutlass.range(cute.size(gA, mode=[2]), unroll=1):
+            if warp == 0:
+                if rank == 0:
+                    with cute.arch.elect_one():
+                        cute.arch.mbarrier_arrive_and_expect_tx(full, self.nbytes * self.group)
+                cute.copy(tma_a, tAgA[None, k], tAsA[None, 0], tma_bar_ptr=full)
+                cute.copy(tma_b, tBgB[None, k], tBsB[None, 0], tma_bar_ptr=full)
+                if rank == 0:
+                    cute.arch.mbarrier_wait(full, k % 2)
+                    for step in cutlass.range_constexpr(cute.size(tCrA, mode=[2])):
+                        mma.set(tcgen05.Field.ACCUMULATE, (k > 0) | (step > 0))
+                        now = None, None, step, 0
+                        cute.gemm(mma, acc, tCrA[now], tCrB[now], acc)
+                    with cute.arch.elect_one():
+                        mask = 3 if self.group == 2 else None
+                        tcgen05.commit(free, mask, self.cta_group)
+            cute.arch.mbarrier_wait(free, k % 2)
+
+        tCgC = part.partition_C(gC)
+        atom = cute.make_copy_atom(tcgen05.Ld32x32bOp(tcgen05.Repetition.x16), cutlass.Float32)
+        load = tcgen05.make_tmem_copy(atom, acc[None, 0, 0])
+        mine = load.get_slice(thread)
+        tTtC = mine.partition_S(acc[None, 0, 0])
+        tTgC = mine.partition_D(tCgC[None, 0, 0])
+        values = cute.make_rmem_tensor(tTgC.shape, cutlass.Float32)
+        cute.copy(load, tTtC, values)
+        cute.autovec_copy(values, tTgC)
+        cute.arch.fence_view_async_tmem_load()
+        cute.arch.sync_threads()
+        if cutlass.const_expr(self.group == 2):
+            cute.arch.cluster_arrive()
+            cute.arch.cluster_wait()
+        if warp == 0:
+            cute.arch.relinquish_tmem_alloc_permit(is_two_cta=self.group == 2)
+            cute.arch.dealloc_tmem(address, COLUMNS, is_two_cta=self.group == 2)
