@@ -45,12 +45,20 @@ class TmaPipe:
 
     def slot(self, n):
         """The ring slot of use ``n``."""
-        return n % self.stages
+        # PERF(SASS): n ≥ 0, but nobody tells the compiler; of a power of two, bits are cheaper.
+        return n & (self.stages - 1) if self._is_power_of_two else n % self.stages
 
     def _parity(self, n):
+        if self._is_power_of_two:
+            return (n >> (self.stages.bit_length() - 1)) & 1
         return (n // self.stages) % 2
 
-    def _empty(self, n) -> cute.Pointer:
+    @property
+    def _is_power_of_two(self) -> bool:
+        return self.stages & (self.stages - 1) == 0
+
+    def empty(self, n) -> cute.Pointer:
+        """The mbarrier that says that the slot of use ``n`` is free again."""
         return self.mbarriers + self.stages + self.slot(n)
 
     def initialise(self) -> None:
@@ -61,16 +69,20 @@ class TmaPipe:
                 cute.arch.mbarrier_init(self.mbarriers + self.stages + slot, self.consumer_warps)
 
     @cute.jit
-    def acquire(self, n):
+    def acquire(self, n, tile_bytes: cutlass.Constexpr = None):
         """Producer warp: wait until the slot of use ``n`` is free, then announce its bytes.
+
+        Args:
+            tile_bytes: of this use, in a ring whose slots hold tiles of two sizes.
 
         The wait is for the phase *before* the slot's first use when n < stages, and a fresh
         mbarrier counts that one as complete: the first uses pass at once.
         """
         if cutlass.const_expr(self.consumer_warps > 0):
-            cute.arch.mbarrier_wait(self._empty(n), self._parity(n) ^ 1)
+            cute.arch.mbarrier_wait(self.empty(n), self._parity(n) ^ 1)
+        announced = self.tile_bytes if tile_bytes is None else tile_bytes
         with cute.arch.elect_one():
-            cute.arch.mbarrier_arrive_and_expect_tx(self.full(n), self.tile_bytes)
+            cute.arch.mbarrier_arrive_and_expect_tx(self.full(n), announced)
 
     def wait(self, n) -> None:
         """Consumer: wait until the tile of use ``n`` has landed."""
@@ -80,7 +92,7 @@ class TmaPipe:
     def release(self, n):
         """Consumer warp: its reads of use ``n`` are complete."""
         with cute.arch.elect_one():
-            cute.arch.mbarrier_arrive(self._empty(n))
+            cute.arch.mbarrier_arrive(self.empty(n))
 
 
 def num_mbarriers(stages: int, consumer_warps: int) -> int:

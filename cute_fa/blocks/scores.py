@@ -7,6 +7,10 @@ over raw scores, and a masked score must stay −inf. So
     softmax_scale > 0   S is used as it is
     softmax_scale < 0   Q is negated in shared memory: (−Q)Kᵀ·|scale|, exact
     softmax_scale = 0   Q is cleared and the scale becomes 1: every visible score is 0
+
+Kernels whose threads never touch Q let the tensor core negate it, and take scale_log2 = 2⁻¹²⁶ for
+a scale of 0: every score below 2¹⁰⁰ is then less than 2⁻²⁶, as good as 0.
+
     softcap             S becomes tanh(S·scale/softcap), of either sign, and scale_log2 is
                         softcap·log2(e); the mask comes after the tanh
 """
@@ -21,6 +25,8 @@ from cutlass import cute
 from cute_fa.blocks.math import LOG2_E, tanh_from_exp2
 
 SIGN_BITS_16X2 = 0x80008000
+NEARLY_ZERO = 2.0**-126
+"""The smallest normal fp32 number."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,23 @@ class ScoreScale:
     cap_factor: cutlass.Float32 | None
 
 
-def score_scale(scale: cutlass.Float32, softcap: cutlass.Float32, has_softcap: bool) -> ScoreScale:
-    """The ScoreScale of one launch; ``softcap`` is looked at only if the variant has it."""
+def score_scale(
+    scale: cutlass.Float32,
+    softcap: cutlass.Float32,
+    has_softcap: bool,
+    *,
+    clears_q: bool = True,
+) -> ScoreScale:
+    """The ScoreScale of one launch; ``softcap`` is looked at only if the variant has it.
+
+    Args:
+        clears_q: whether the kernel calls ``fold_scale_sign``.
+    """
     if has_softcap:
         return ScoreScale(scale, softcap * LOG2_E, scale / softcap * (2.0 * LOG2_E))
     magnitude = cutlass.select_(scale < 0.0, -scale, scale)
-    scale_log2 = cutlass.select_(scale == 0.0, cutlass.Float32(1.0), magnitude * LOG2_E)
+    of_zero = cutlass.Float32(1.0 if clears_q else NEARLY_ZERO)
+    scale_log2 = cutlass.select_(scale == 0.0, of_zero, magnitude * LOG2_E)
     return ScoreScale(scale, scale_log2, None)
 
 

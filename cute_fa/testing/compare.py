@@ -19,11 +19,14 @@ from cute_fa.errors import InvalidArgumentError
 from cute_fa.problem import AttentionProblem
 from cute_fa.reference.dense import attention, attention_low_precision
 from cute_fa.testing.cases import call_arguments
+from cute_fa.varlen import VarlenProblem
 
 BUDGET = 2.0
 # The LSE is fp32, made of exponentials and a logarithm that hardware gets right to about 2**-22 and
 # of one rescaling per K/V tile; relative to max(1, |LSE|).
 LSE_ROUNDING = 2.0**-18
+# softcap·tanh(·) turns one fp32 rounding of the tanh into softcap times this on a score.
+SOFTCAP_ROUNDING = 2.0**-23
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class ErrorReport:
         lse_err: largest error of the LSE relative to max(1, |LSE|); 0.0 if none was given.
         measures: every figure that was judged.
         problems: failures that no number describes: shapes, NaN, a wrong set of -inf.
-        worst_index: (b, i, h, d) of the largest error of out, None if out is empty.
+        worst_index: (b, i, h, d) of the largest error of out, (row, h, d) of packed sequences,
+            None if out is empty.
         worst_got, worst_expected: the values there.
         bound_ratio: largest error in units of what rounding P and O once can explain, element by
             element; a figure for information, about 1 at most where S is kept in fp32.
@@ -90,7 +94,8 @@ class ErrorReport:
         lines += [f"  {measure}" for measure in self.measures]
         if self.worst_index is not None:
             lines.append(
-                f"  worst at (b, i, h, d) = {self.worst_index}: "
+                f"  worst at {_axes(len(self.worst_index), 'b', 'i', 'h', 'd')} = "
+                f"{self.worst_index}: "
                 f"got {self.worst_got!r}, expected {self.worst_expected!r}"
             )
         if self.repro and not self.ok:
@@ -104,36 +109,41 @@ def check_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    problem: AttentionProblem,
+    problem: AttentionProblem | VarlenProblem,
     *,
+    exp2_error: float = 0.0,
     repro: str = "",
 ) -> ErrorReport:
     """Measure an attention forward against its budget.
 
     Args:
-        out: (B, Sq, Hq, Dv).
-        lse: (B, Hq, Sq) natural logarithm, or None to leave it unchecked.
+        out: (B, Sq, Hq, Dv); or (Tq, Hq, Dv) of packed sequences, where rows that do not count
+            must be 0.
+        lse: (B, Hq, Sq) or (Hq, Tq), natural logarithm; or None to leave it unchecked.
         q, k, v: the inputs that were used.
         problem: masking, softcap and scale; its shapes and dtype must be those of q, k, v.
+        exp2_error: relative error of a kernel's exponentials where it is more than a few fp32
+            roundings: the LSE may be off by as much. O gets no more for it.
         repro: what the report prints on failure.
 
     Raises:
-        InvalidArgumentError: the problem is not the tensors'.
+        InvalidArgumentError: the problem is not the tensors', or does not know its lengths.
     """
     _require_same_problem(q, k, v, problem)
     out, q, k, v = (x.detach().cpu() for x in (out, q, k, v))
-    options = call_arguments(problem)
-    gold, gold_lse = attention(q.double(), k.double(), v.double(), **options)
-    torch_out, torch_lse = attention_low_precision(q, k, v, **options)
     problems = _shape_problems(out, lse, q, v)
     if problems:
         inf = math.inf
         return ErrorReport(inf, inf, inf, inf, inf, (), problems, repro=repro)
 
+    if isinstance(problem, VarlenProblem):
+        wanted, softcap = _packed_expectation(q, k, v, problem), problem.padded.softcap
+    else:
+        wanted, softcap = _expectation(q, k, v, problem), problem.softcap
+    gold, size = wanted.gold, wanted.size
     error = _error(out, gold)
     # Where eager PyTorch overflows (scores beyond fp16) it is no yardstick: its error counts as 0.
-    reference = _error(torch_out, gold).nan_to_num(nan=0.0, posinf=0.0)
-    size = attention(q.double(), k.double(), v.double().abs(), **options)[0]  # Σ P |V|
+    reference = _error(wanted.torch_out, gold).nan_to_num(nan=0.0, posinf=0.0)
     row = size.amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     unit = torch.finfo(out.dtype).eps / 2
     measures = [
@@ -142,12 +152,12 @@ def check_attention(
         _measure("max / row", error / row, reference / row, unit * gold.abs() / row, _max),
         _measure("rms / row", error / row, reference / row, unit * gold.abs() / row, _rms),
     ]
-    bound = _rounding_bound(q, k, v, problem, size)
     lse_err = 0.0
     if lse is not None:
         lse = lse.detach().cpu()
-        problems += _lse_problems(lse, gold_lse)
-        measures.append(_lse_measure(lse, torch_lse, gold_lse, problem.softcap))
+        problems += _lse_problems(lse, wanted.gold_lse)
+        more = exp2_error + softcap * SOFTCAP_ROUNDING
+        measures.append(_lse_measure(lse, wanted.torch_lse, wanted.gold_lse, more))
         lse_err = measures[-1].error
     worst, got, expected = _worst(error, out, gold)
     return ErrorReport(
@@ -161,7 +171,7 @@ def check_attention(
         worst_index=worst,
         worst_got=got,
         worst_expected=expected,
-        bound_ratio=_max(error / bound),
+        bound_ratio=_max(error / wanted.bound),
         repro=repro,
     )
 
@@ -172,12 +182,13 @@ def assert_attention_close(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    problem: AttentionProblem,
+    problem: AttentionProblem | VarlenProblem,
     *,
+    exp2_error: float = 0.0,
     repro: str = "",
 ) -> ErrorReport:
     """``check_attention`` that raises AssertionError with the whole report if it is not ok."""
-    report = check_attention(out, lse, q, k, v, problem, repro=repro)
+    report = check_attention(out, lse, q, k, v, problem, exp2_error=exp2_error, repro=repro)
     if not report.ok:
         raise AssertionError(str(report))
     return report
@@ -200,11 +211,75 @@ def assert_bitwise_equal(got: Tensor, expected: Tensor, what: str = "tensor") ->
         )
 
 
-def _require_same_problem(q: Tensor, k: Tensor, v: Tensor, p: AttentionProblem) -> None:
+@dataclass(frozen=True)
+class _Expectation:
+    """What a result is held against.
+
+    Attributes:
+        gold, gold_lse: of the fp64 reference.
+        torch_out, torch_lse: of eager PyTorch at the input precision.
+        size: Σ P |V|, shaped as gold.
+        bound: what rounding alone can amount to, element by element.
+    """
+
+    gold: Tensor
+    gold_lse: Tensor
+    torch_out: Tensor
+    torch_lse: Tensor
+    size: Tensor
+    bound: Tensor
+
+
+def _expectation(q: Tensor, k: Tensor, v: Tensor, problem: AttentionProblem) -> _Expectation:
+    options = call_arguments(problem)
+    size = attention(q.double(), k.double(), v.double().abs(), **options)[0]
+    return _Expectation(
+        *attention(q.double(), k.double(), v.double(), **options),
+        *attention_low_precision(q, k, v, **options),
+        size,
+        _rounding_bound(q, k, v, problem, size),
+    )
+
+
+def _packed_expectation(q: Tensor, k: Tensor, v: Tensor, problem: VarlenProblem) -> _Expectation:
+    """Each sequence's, packed; where rows do not count, exactly 0 and -inf."""
+    packing = problem.require_packing()
+    out = torch.zeros(*q.shape[:2], v.shape[2], dtype=torch.float64)
+    lse = torch.full((q.shape[1], q.shape[0]), -math.inf, dtype=torch.float64)
+    smallest = torch.full_like(out, torch.finfo(torch.float64).tiny)
+    packed = _Expectation(out, lse, out.to(q.dtype), lse.float(), out.clone(), smallest)
+    sequences = zip(packing.rows_q, packing.rows_k, problem.sequences(), strict=True)
+    for rows_q, rows_k, sequence in sequences:
+        of_q, of_k = slice(rows_q.start, rows_q.stop), slice(rows_k.start, rows_k.stop)
+        own = _expectation(q[None, of_q], k[None, of_k], v[None, of_k], sequence)
+        for name in ("gold", "torch_out", "size", "bound"):
+            getattr(packed, name)[of_q] = getattr(own, name)[0]
+        for name in ("gold_lse", "torch_lse"):
+            getattr(packed, name)[:, of_q] = getattr(own, name)[0]
+    return packed
+
+
+def _axes(rank: int, *names: str) -> str:
+    """The names of a tensor's dimensions; packed sequences have no batch, and rows of all."""
+    if rank == len(names):
+        return f"({', '.join(names)})"
+    return f"({', '.join('row' if name == 'i' else name for name in names[1:])})"
+
+
+def _require_same_problem(
+    q: Tensor, k: Tensor, v: Tensor, problem: AttentionProblem | VarlenProblem
+) -> None:
+    if isinstance(problem, VarlenProblem):
+        p = problem.padded
+        outer_q: tuple[int, ...] = (problem.total_q,)
+        outer_k: tuple[int, ...] = (problem.total_k,)
+    else:
+        p = problem
+        outer_q, outer_k = (p.batch, p.seqlen_q), (p.batch, p.seqlen_k)
     for name, x, shape in (
-        ("q", q, (p.batch, p.seqlen_q, p.heads_q, p.head_dim)),
-        ("k", k, (p.batch, p.seqlen_k, p.heads_k, p.head_dim)),
-        ("v", v, (p.batch, p.seqlen_k, p.heads_k, p.head_dim_v)),
+        ("q", q, (*outer_q, p.heads_q, p.head_dim)),
+        ("k", k, (*outer_k, p.heads_k, p.head_dim)),
+        ("v", v, (*outer_k, p.heads_k, p.head_dim_v)),
     ):
         if tuple(x.shape) != shape or str(x.dtype) != f"torch.{p.dtype}":
             raise InvalidArgumentError(
@@ -215,12 +290,12 @@ def _require_same_problem(q: Tensor, k: Tensor, v: Tensor, p: AttentionProblem) 
 
 
 def _shape_problems(out: Tensor, lse: Tensor | None, q: Tensor, v: Tensor) -> tuple[str, ...]:
-    batch, seqlen_q, heads_q, _ = q.shape
+    *batch, rows, heads_q, _ = q.shape
     problems = []
-    if tuple(out.shape) != (batch, seqlen_q, heads_q, v.shape[-1]) or out.dtype != q.dtype:
+    if tuple(out.shape) != (*batch, rows, heads_q, v.shape[-1]) or out.dtype != q.dtype:
         problems.append(f"out is {tuple(out.shape)} {out.dtype}")
     if lse is not None and (
-        tuple(lse.shape) != (batch, heads_q, seqlen_q) or lse.dtype != torch.float32
+        tuple(lse.shape) != (*batch, heads_q, rows) or lse.dtype != torch.float32
     ):
         problems.append(f"lse is {tuple(lse.shape)} {lse.dtype}")
     return tuple(problems)
@@ -253,22 +328,21 @@ def _lse_problems(lse: Tensor, gold_lse: Tensor) -> tuple[str, ...]:
     got, expected = lse == -math.inf, gold_lse == -math.inf
     if torch.equal(got, expected):
         return ()
-    b, h, i = (got != expected).nonzero()[0].tolist()
+    index = tuple((got != expected).nonzero()[0].tolist())
     return (
-        f"lse is -inf in other rows than expected, first at (b, h, i) = {(b, h, i)}: "
-        f"got {lse[b, h, i].item()!r}, expected {gold_lse[b, h, i].item()!r}",
+        f"lse is -inf in other rows than expected, first at {_axes(len(index), 'b', 'h', 'i')} = "
+        f"{index}: got {lse[index].item()!r}, expected {gold_lse[index].item()!r}",
     )
 
 
-def _lse_measure(lse: Tensor, torch_lse: Tensor, gold_lse: Tensor, softcap: float) -> Measure:
+def _lse_measure(lse: Tensor, torch_lse: Tensor, gold_lse: Tensor, more: float) -> Measure:
     size = gold_lse.abs().nan_to_num(nan=1.0, posinf=1.0, neginf=1.0).clamp_min(1.0)
     reference = _max((_error(torch_lse, gold_lse) / size).nan_to_num(posinf=0.0))
     return Measure(
         "lse",
         _max(_error(lse, gold_lse) / size),
         reference,
-        # softcap·tanh(·) turns one fp32 rounding of the tanh into softcap·2**-23 on a score.
-        BUDGET * reference + LSE_ROUNDING + softcap * 2.0**-23,
+        BUDGET * reference + LSE_ROUNDING + more,
     )
 
 

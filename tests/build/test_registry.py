@@ -52,7 +52,8 @@ def test_fa3_serves_hopper_only(head_dim: int) -> None:
 
 def test_auto_is_the_newest_generation_and_never_fa1() -> None:
     assert choose_generation(problem(), "sm_80") == "fa2"
-    assert can_run(problem(), "sm_100a").generation == "fa2"
+    assert can_run(problem(), "sm_100a").generation == "fa4"
+    assert can_run(problem(), "sm_120a").generation == "fa2"
 
 
 def test_auto_prefers_a_newer_rung_where_it_exists_and_serves(
@@ -121,8 +122,8 @@ def test_an_override_of_another_type_is_refused(entry: KernelEntry) -> None:
             entry.config(problem().variant, target, overrides)
 
 
-def test_a_generation_that_is_not_built_names_those_that_are() -> None:
-    support = can_run(problem(), "sm_100a", "fa4")
+def test_what_a_target_or_this_version_lacks_names_what_there_is() -> None:
+    support = can_run(problem(), "sm_120a", "fa4")
     assert not support.ok and support.alternatives == ("fa1", "fa2")
     with pytest.raises(UnsupportedError, match="no fa2 bwd kernel"):
         find("fa2", "bwd")

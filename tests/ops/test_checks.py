@@ -202,7 +202,7 @@ BAD_OPTIONS = [
     ({"window_size": (1.5, 0)}, InvalidTypeError, "window_size"),
     ({"generation": "fa5"}, InvalidArgumentError, "fa4"),
     ({"generation": None}, InvalidArgumentError, "generation"),
-    ({"generation": "fa4"}, UnsupportedError, "fa2"),
+    ({"generation": "fa4", "arch": "sm_90a"}, UnsupportedError, "fa3"),
     ({"backend": "tpu"}, InvalidArgumentError, "backend"),
     ({"backend": "cuda"}, InvalidArgumentError, "cpu"),
     ({"arch": "sm_70"}, InvalidArgumentError, "sm_80"),
@@ -287,7 +287,7 @@ def test_empty_problems_have_no_work_but_are_checked():
     with pytest.raises(CuteFAError, match="head_dim"):
         check(*tensors(seqlen_q=0, dim=12))
     with pytest.raises(CuteFAError, match="fa4"):
-        check(*tensors(batch=0), generation="fa4")
+        check(*tensors(batch=0), generation="fa4", arch="sm_90a")
 
 
 def test_the_entered_device_decides_and_arch_must_agree():

@@ -1,0 +1,101 @@
+"""The online softmax of one row per thread, with rescaling only when it matters.
+
+FlashAttention-4: while a row's maximum has not grown by more than a threshold since the one that
+its exponents are relative to, that one stays. P is then at most 2^threshold instead of 1, O and the
+sum need no rescaling, and the result is the same: whatever is subtracted cancels in O / l.
+
+As in ``blocks.softmax`` the state is in log2 units, the anchor already multiplied by scale_log2 and
+rounded, so that its rounding cancels too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cutlass
+from cutlass import cute
+
+from cute_fa.blocks.math import LN_2, NEG_INF, exp2
+from cute_fa.blocks.packed_math import add2, both, exp2_polynomial, fma2, fmax3, mul2
+from cute_fa.blocks.softmax import finite_anchor
+
+
+def row_maximum(row_S: cute.Tensor) -> cutlass.Float32:
+    """Maximum of a row (N,), three values an instruction, in four chains."""
+    chains = [row_S[c] for c in range(4)]
+    for c in range(4, cute.size(row_S), 2):
+        chain = (c // 2) % 4
+        chains[chain] = fmax3(chains[chain], row_S[c], row_S[c + 1])
+    return fmax3(chains[0], chains[1], cute.arch.fmax(chains[2], chains[3]))
+
+
+@dataclass(frozen=True)
+class RowSoftmax:
+    """Running statistics of one row.
+
+    Attributes:
+        anchor_log2: (1,) what is subtracted from exponents; −∞ while the row has seen no key.
+        sums: (2,) of the exponentials in even and in odd columns.
+        scale_log2: positive factor from scores to log2 units.
+        threshold: how far the maximum may grow beyond the anchor, in log2 units.
+    """
+
+    anchor_log2: cute.Tensor
+    sums: cute.Tensor
+    scale_log2: cutlass.Float32
+    threshold: cutlass.Constexpr
+
+    @staticmethod
+    def start(scale_log2: cutlass.Float32, threshold: float) -> RowSoftmax:
+        """A row that has seen no key yet."""
+        anchor_log2 = cute.make_rmem_tensor(1, cutlass.Float32)
+        sums = cute.make_rmem_tensor(2, cutlass.Float32)
+        anchor_log2.fill(NEG_INF)
+        sums.fill(0.0)
+        return RowSoftmax(anchor_log2, sums, scale_log2, threshold)
+
+    def absorb_maximum(self, row_S: cute.Tensor) -> cutlass.Float32:
+        """Take in a block's maximum; returns what sums and O have to be multiplied by, often 1.
+
+        The sums are multiplied here.
+        """
+        old = self.anchor_log2[0]
+        new = cute.arch.fmax(old, row_maximum(row_S) * self.scale_log2)
+        # Of two −∞ the difference is NaN, and the comparison false: then new is −∞ as well.
+        is_near = new - old <= self.threshold
+        factor = cutlass.select_(is_near, cutlass.Float32(1.0), exp2(old - finite_anchor(new)))
+        self.anchor_log2[0] = cutlass.select_(is_near, old, new)
+        self.sums[0], self.sums[1] = mul2((self.sums[0], self.sums[1]), both(factor))
+        return factor
+
+    def exponentiate(
+        self, row_S: cute.Tensor, start: int, stop: int, polynomial_pairs: tuple[int, ...]
+    ) -> None:
+        """Columns start … stop − 1 of S ← P = 2^(S·scale_log2 − anchor), added to the sums.
+
+        Args:
+            polynomial_pairs: the pairs, counted from ``start``, that the FMA pipe computes.
+        """
+        scale = both(self.scale_log2)
+        minus_anchor = both(-finite_anchor(self.anchor_log2[0]))
+        total = (self.sums[0], self.sums[1])
+        for pair in range((stop - start) // 2):
+            c = start + 2 * pair
+            x = fma2((row_S[c], row_S[c + 1]), scale, minus_anchor)
+            if pair in polynomial_pairs:
+                p = exp2_polynomial(x)
+            else:
+                p = (exp2(x[0]), exp2(x[1]))
+            row_S[c], row_S[c + 1] = p
+            total = add2(total, p)
+        self.sums[0], self.sums[1] = total
+
+    def total(self) -> cutlass.Float32:
+        """The sum of the row's exponentials, relative to the anchor."""
+        return self.sums[0] + self.sums[1]
+
+    def lse(self) -> cutlass.Float32:
+        """The row's natural-log LSE, −∞ if it has seen no key."""
+        total = self.total()
+        log_sum = self.anchor_log2[0] + cute.math.log2(total, fastmath=True)
+        return cutlass.select_(total == 0.0, cutlass.Float32(NEG_INF), log_sum * LN_2)

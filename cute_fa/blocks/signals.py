@@ -1,0 +1,63 @@
+"""One-way signals on mbarriers: "the n-th use of this slot is ready", without a way back.
+
+For hand-overs between roles whose order already says when a slot may be used again. Arrivals come
+from warps, or from the tensor core when it has finished what was issued before (``commit``). Both
+order tensor memory and shared memory for whoever waits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cutlass
+from cutlass import cute
+from cutlass.cute.nvgpu import tcgen05
+
+from cute_fa.blocks import tmem
+
+
+@dataclass(frozen=True)
+class Signal:
+    """``slots`` mbarriers.
+
+    Attributes:
+        mbarriers: the first.
+        arrivals: warps and commits that make one use ready.
+    """
+
+    mbarriers: cute.Pointer
+    slots: cutlass.Constexpr
+    arrivals: cutlass.Constexpr
+
+    def initialise(self) -> None:
+        """Set the arrive counts; by one thread, before any other touches the signal."""
+        for slot in range(self.slots):
+            cute.arch.mbarrier_init(self.mbarriers + slot, self.arrivals)
+
+    def wait(self, slot, use) -> None:
+        """Wait for use 0, 1, 2, … of ``slot``; nobody may wait for a use that is two behind."""
+        cute.arch.mbarrier_wait(self.mbarriers + slot, use % 2)
+        tmem.fence_after_signal()
+
+    @cute.jit
+    def arrive(self, slot):
+        """A warp: what its threads have done so far is done."""
+        tmem.fence_before_signal()
+        cute.arch.sync_warp()
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_arrive(self.mbarriers + slot)
+
+    @cute.jit
+    def commit(self, slot):
+        """The issuing warp: signal when the products issued so far are complete."""
+        commit(self.mbarriers + slot)
+
+
+@cute.jit
+def commit(mbarrier: cute.Pointer):
+    """Arrive at ``mbarrier`` when the products that this warp has issued so far are complete.
+
+    The elected thread is the one that issued them: it is the same for every elect.sync of a warp.
+    """
+    with cute.arch.elect_one():
+        tcgen05.commit(mbarrier)

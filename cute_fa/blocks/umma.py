@@ -1,0 +1,97 @@
+"""Products of the fifth-generation tensor core (tcgen05.mma): one thread issues, O lives in TMEM.
+
+A product multiplies 128 rows. A is in shared memory or in tensor memory, B in shared memory, the
+accumulator in tensor memory, row m in lane m (PTX ISA, "TensorCore 5th Generation"; data path
+layout D). The instructions of one CTA run in the order of issue, and complete when an mbarrier that
+``commit`` names says so.
+"""
+
+from __future__ import annotations
+
+from cutlass import Float32, cute
+from cutlass.cute.nvgpu import OperandMajorMode, tcgen05
+
+from cute_fa.blocks.tmem import COLUMN_BYTES, LANE_STRIDE
+
+UMMA_M = 128
+
+
+def mma_smem_smem(dtype: type, n: int) -> tcgen05.MmaF16BF16Op:
+    """m128 × ``n`` × k16, A and B in shared memory, rows along k."""
+    return _mma_op(dtype, n, tcgen05.OperandSource.SMEM, OperandMajorMode.K)
+
+
+def mma_tmem_smem(dtype: type, n: int) -> tcgen05.MmaF16BF16Op:
+    """m128 × ``n`` × k16, A in tensor memory, B in shared memory with rows along n."""
+    return _mma_op(dtype, n, tcgen05.OperandSource.TMEM, OperandMajorMode.MN)
+
+
+def _mma_op(dtype, n, a_source, b_major) -> tcgen05.MmaF16BF16Op:
+    return tcgen05.MmaF16BF16Op(
+        dtype,
+        Float32,
+        (UMMA_M, n, 16),
+        tcgen05.CtaGroup.ONE,
+        a_source,
+        OperandMajorMode.K,
+        b_major,
+    )
+
+
+def operand_a(op: tcgen05.MmaF16BF16Op, sA: cute.Tensor) -> cute.Tensor:
+    """Descriptors of ``sA`` (M, K, …) as the left operand, (MMA, MMA_M, MMA_K, …)."""
+    thr_mma = cute.make_tiled_mma(op).get_slice(0)
+    return thr_mma.make_fragment_A(thr_mma.partition_A(sA))
+
+
+def operand_b(op: tcgen05.MmaF16BF16Op, sB: cute.Tensor) -> cute.Tensor:
+    """Descriptors of ``sB`` (N, K, …) as the right operand, (MMA, MMA_N, MMA_K, …)."""
+    thr_mma = cute.make_tiled_mma(op).get_slice(0)
+    return thr_mma.make_fragment_B(thr_mma.partition_B(sB))
+
+
+def accumulator(op: tcgen05.MmaF16BF16Op, n: int, address: cute.Pointer) -> cute.Tensor:
+    """The accumulator of 128 × ``n`` at ``address`` in tensor memory, (MMA, 1, 1)."""
+    thr_mma = cute.make_tiled_mma(op).get_slice(0)
+    fragment = thr_mma.make_fragment_C(thr_mma.partition_shape_C((UMMA_M, n)))
+    return cute.make_tensor(address, fragment.layout)
+
+
+def operand_a_in_tmem(
+    op: tcgen05.MmaF16BF16Op, dtype: type, k: int, address: cute.Pointer
+) -> cute.Tensor:
+    """A left operand (128, k) of 16-bit elements at ``address``, (MMA, 1, MMA_K).
+
+    Two elements share a column, the one of even k in its low half.
+    """
+    lane = LANE_STRIDE * (COLUMN_BYTES * 8 // dtype.width)
+    layout = cute.make_layout((UMMA_M, k), stride=(lane, 1))
+    base = cute.recast_ptr(address, dtype=dtype)
+    thr_mma = cute.make_tiled_mma(op).get_slice(0)
+    fragment = thr_mma.make_fragment_A(thr_mma.partition_A(cute.make_tensor(base, layout)))
+    # DSL(4.8.1): the fragment has the layout, but begins at address 0.
+    return cute.make_tensor(base, fragment.layout)
+
+
+def gemm(
+    op: tcgen05.MmaF16BF16Op,
+    acc: cute.Tensor,
+    tCrA: cute.Tensor,
+    tCrB: cute.Tensor,
+    *,
+    k_steps: range,
+    accumulate,
+    negate_a=None,
+) -> None:
+    """Issue acc (+)= ±A Bᵀ over ``k_steps``; the whole warp calls, one thread issues.
+
+    Args:
+        accumulate: whether the first of these steps adds to ``acc``; the others always do.
+        negate_a: a run-time flag, or None for never.
+    """
+    tiled_mma = cute.make_tiled_mma(op)
+    if negate_a is not None:
+        tiled_mma.set(tcgen05.Field.NEGATE_A, negate_a)
+    for k in k_steps:
+        tiled_mma.set(tcgen05.Field.ACCUMULATE, accumulate if k == k_steps.start else True)
+        cute.gemm(tiled_mma, acc, tCrA[None, None, k], tCrB[None, None, k], acc)

@@ -1,0 +1,409 @@
+"""The plan of a FlashAttention-4 forward kernel: tiles, warp roles, registers, tensor memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from cute_fa.blocks.plan import check_plan, check_served, requirements
+from cute_fa.blocks.tiles import WARP_THREADS, round_up, tile_bytes
+from cute_fa.errors import UnsupportedError
+from cute_fa.exp2 import CHUNK_COLUMNS, polynomial_pairs
+from cute_fa.problem import MAX_HEAD_DIM, KernelVariant
+from cute_fa.target import KIB, Target
+
+DTYPES = ("float16", "bfloat16")
+ELEMENT_BYTES = 2
+STAT_BYTES = 4
+WARPGROUP_WARPS = 4
+WARPGROUP_THREADS = WARPGROUP_WARPS * WARP_THREADS
+TILE_M = 128
+"""Rows of a Q tile: the M of every product, the lanes of tensor memory, the threads of a role."""
+
+MMA_K = 16
+PAD_COLUMNS = 32
+TMEM_COLUMNS = 512
+"""Columns of tensor memory, 32 bits wide in each of 128 lanes (PTX ISA, "Tensor Memory")."""
+
+MIN_TMEM_COLUMNS = 32
+S_BUFFERS = 2
+MBARRIER_BYTES = 8
+SMEM_ALIGN_BYTES = 1024
+"""Where a 128-byte swizzle pattern repeats; every tile starts on it."""
+
+REGISTERS_PER_SM = 65536
+MAX_STAGES = 8
+
+# Registers per thread after setmaxnreg, (softmax, correction, others), by the number of Q tiles.
+# They come out of what the CTA was launched with, 65536 by its threads, rounded down to a multiple
+# of 8: 2·192 + 80 + 48 = 4·128 for 512 threads, 240 + 168 + 96 = 3·168 for 384.
+REGISTERS = {2: (192, 80, 48), 1: (240, 168, 96)}
+
+# Pairs of the 16 in a chunk of 32 scores whose exponentials the FMA pipe computes. The special
+# function unit of sm_103a is twice as fast, so that nothing is left to share there.
+POLYNOMIAL_PAIRS = {"sm_100a": 4, "sm_103a": 0}
+
+
+class Fa4FwdBarrier(IntEnum):
+    """Named barriers; 0 is sync_threads.
+
+    SYNC_THREADS      all threads, once, after mbarriers and tensor memory are ready
+    RESCALE + 4s + w  warp w of the softmax that owns S buffer s arrives (32), the correction warp
+                      of the same rows waits (32): the rows' factors are in shared memory
+    CORRECTION        the correction warps, before tensor memory is given back
+    """
+
+    SYNC_THREADS = 0
+    RESCALE = 1
+    CORRECTION = 9
+
+
+@dataclass(frozen=True)
+class Fa4FwdConfig:
+    """Everything that a FlashAttention-4 forward kernel is specialised for.
+
+    Attributes:
+        dtype: "float16" or "bfloat16".
+        head_dim, head_dim_v: D and Dv, multiples of 8 up to 256; padded in shared memory only,
+            with zeros that TMA writes for columns outside the tensor.
+        is_causal: bottom-right aligned causal mask.
+        has_window_left, has_window_right: run-time window bounds.
+        has_softcap: scores pass through softcap·tanh(·/softcap).
+        is_varlen, has_seqused_q, has_seqused_k: packed sequences, and whether only the first rows
+            of each count.
+        num_q_tiles: Q tiles of 128 rows in flight. With two, each has a softmax warpgroup and an S
+            buffer; with one, the softmax warpgroup takes the two S buffers in turn.
+        tile_n: key columns of a block.
+        stages: depth of the ring that K and V blocks share.
+        polynomial_pairs: of the 16 pairs in a chunk of 32 scores, those whose 2^x is a polynomial
+            on the FMA pipe; the last chunk of a block has none, for nothing hides its latency.
+        rescale_threshold: O is rescaled when a row's maximum has grown by more than this, in log2
+            units; P is at most 2 to this power.
+        smem_limit_bytes: what a CTA of the target may use.
+    """
+
+    dtype: str
+    head_dim: int
+    head_dim_v: int
+    is_causal: bool = False
+    has_window_left: bool = False
+    has_window_right: bool = False
+    has_softcap: bool = False
+    is_varlen: bool = False
+    has_seqused_q: bool = False
+    has_seqused_k: bool = False
+    num_q_tiles: int = 2
+    tile_n: int = 128
+    stages: int = 3
+    polynomial_pairs: int = 4
+    rescale_threshold: float = 8.0
+    smem_limit_bytes: int = 227 * KIB
+
+    def __post_init__(self) -> None:
+        require = requirements("FA4")
+        check_plan(self, require, DTYPES)
+        require(
+            self.num_q_tiles in REGISTERS,
+            "num_q_tiles",
+            self.num_q_tiles,
+            " or ".join(map(str, sorted(REGISTERS))),
+        )
+        require(
+            0 < self.tile_n <= 256 and self.tile_n % CHUNK_COLUMNS == 0,
+            "tile_n is not whole chunks of scores, or too wide for one product",
+            self.tile_n,
+            f"a multiple of {CHUNK_COLUMNS} up to 256",
+        )
+        require(
+            self.stages >= 3,
+            "stages",
+            self.stages,
+            "at least 3: a block's K, the V before it, and one on its way",
+        )
+        pairs = CHUNK_COLUMNS // 2
+        require(
+            0 <= self.polynomial_pairs <= pairs,
+            "polynomial_pairs",
+            self.polynomial_pairs,
+            f"0 to {pairs}, the pairs of a chunk",
+        )
+        require(
+            0.0 <= self.rescale_threshold <= 15.0,
+            "rescale_threshold",
+            self.rescale_threshold,
+            "0 to 15: P of up to 2^15 is what fp16 can hold",
+        )
+        require(
+            self.tmem_columns_used <= TMEM_COLUMNS,
+            "tensor memory",
+            f"{self._tmem_arithmetic()} = {self.tmem_columns_used} columns",
+            f"at most {TMEM_COLUMNS} columns",
+            fix="use a smaller tile_n, or one Q tile",
+        )
+        require(
+            self.smem_bytes <= self.smem_limit_bytes,
+            "shared memory",
+            f"{self._smem_arithmetic()} = {self.smem_bytes} bytes",
+            f"at most {self.smem_limit_bytes} bytes",
+            fix="use fewer stages, a smaller tile_n, or one Q tile",
+        )
+
+    # -- shapes
+
+    @property
+    def padded_d(self) -> int:
+        """Columns of the Q and K tiles."""
+        return round_up(self.head_dim, PAD_COLUMNS)
+
+    @property
+    def padded_dv(self) -> int:
+        """Columns of the V and O tiles."""
+        return round_up(self.head_dim_v, PAD_COLUMNS)
+
+    @property
+    def tile_m(self) -> int:
+        """Query rows of a CTA."""
+        return TILE_M * self.num_q_tiles
+
+    @property
+    def first_part_columns(self) -> int:
+        """Columns of P that are handed over first, whole k-steps: three quarters of the chunks.
+
+        The product with them runs beside the exponentials of the rest.
+        """
+        chunks = self.tile_n // CHUNK_COLUMNS
+        return max(3 * chunks // 4, 1) * CHUNK_COLUMNS if chunks > 1 else MMA_K
+
+    def polynomial_pairs_of(self, chunk: int) -> tuple[int, ...]:
+        """The pairs of chunk ``chunk`` of a row that the FMA pipe computes."""
+        return polynomial_pairs(chunk, self.tile_n // CHUNK_COLUMNS, self.polynomial_pairs)
+
+    # -- warp roles
+
+    @property
+    def num_softmax_warps(self) -> int:
+        return WARPGROUP_WARPS * self.num_q_tiles
+
+    @property
+    def correction_warp(self) -> int:
+        """First warp of CORRECTION; the softmax warpgroups come before it, from warp 0."""
+        return self.num_softmax_warps
+
+    @property
+    def mma_warp(self) -> int:
+        """The MMA warp; LOAD, EPILOGUE and a spare one follow in the same warpgroup."""
+        return self.correction_warp + WARPGROUP_WARPS
+
+    @property
+    def load_warp(self) -> int:
+        return self.mma_warp + 1
+
+    @property
+    def epilogue_warp(self) -> int:
+        return self.mma_warp + 2
+
+    @property
+    def num_threads(self) -> int:
+        return WARP_THREADS * (self.mma_warp + WARPGROUP_WARPS)
+
+    @property
+    def roles(self) -> dict[str, range]:
+        """Warps of a CTA by role, in warp order."""
+        softmax = {
+            f"softmax{i}": range(WARPGROUP_WARPS * i, WARPGROUP_WARPS * (i + 1))
+            for i in range(self.num_q_tiles)
+        }
+        return {
+            **softmax,
+            "correction": range(self.correction_warp, self.mma_warp),
+            "mma": range(self.mma_warp, self.load_warp),
+            "load": range(self.load_warp, self.epilogue_warp),
+            "epilogue": range(self.epilogue_warp, self.epilogue_warp + 1),
+            "idle": range(self.epilogue_warp + 1, self.num_threads // WARP_THREADS),
+        }
+
+    # -- registers
+
+    @property
+    def softmax_registers(self) -> int:
+        """Per thread, after setmaxnreg.inc."""
+        return REGISTERS[self.num_q_tiles][0]
+
+    @property
+    def correction_registers(self) -> int:
+        """Per thread, after setmaxnreg.dec."""
+        return REGISTERS[self.num_q_tiles][1]
+
+    @property
+    def other_registers(self) -> int:
+        """Per thread of MMA, LOAD and EPILOGUE, after setmaxnreg.dec."""
+        return REGISTERS[self.num_q_tiles][2]
+
+    # -- tensor memory, in columns
+
+    @property
+    def tmem_s(self) -> tuple[int, int]:
+        """First column of each S buffer (fp32, tile_n columns)."""
+        return (0, self.tile_n)
+
+    @property
+    def tmem_p(self) -> tuple[int, int]:
+        """First column of P (16 bits, two to a column): the upper half of its S buffer.
+
+        A thread has its whole row of S in registers before it writes the first of P over it.
+        """
+        return (self.tile_n // 2, self.tile_n + self.tile_n // 2)
+
+    @property
+    def tmem_o(self) -> tuple[int, ...]:
+        """First column of each Q tile's O (fp32, padded_dv columns)."""
+        return tuple(S_BUFFERS * self.tile_n + i * self.padded_dv for i in range(self.num_q_tiles))
+
+    @property
+    def tmem_columns_used(self) -> int:
+        return S_BUFFERS * self.tile_n + self.num_q_tiles * self.padded_dv
+
+    @property
+    def tmem_columns(self) -> int:
+        """Columns to allocate: a power of two (PTX ISA, tcgen05.alloc)."""
+        return max(1 << (self.tmem_columns_used - 1).bit_length(), MIN_TMEM_COLUMNS)
+
+    def _tmem_arithmetic(self) -> str:
+        return (
+            f"{S_BUFFERS} S buffers · {self.tile_n} + {self.num_q_tiles} Q tiles · "
+            f"{self.padded_dv} for O"
+        )
+
+    # -- shared memory
+
+    @property
+    def smem_q_bytes(self) -> int:
+        """One Q tile: what its mbarrier waits for."""
+        return tile_bytes(TILE_M, self.padded_d, ELEMENT_BYTES)
+
+    @property
+    def smem_qo_bytes(self) -> int:
+        """The place of one Q tile, which its O reuses on the way out."""
+        return tile_bytes(TILE_M, max(self.padded_d, self.padded_dv), ELEMENT_BYTES)
+
+    @property
+    def smem_k_bytes(self) -> int:
+        """One block of K."""
+        return tile_bytes(self.tile_n, self.padded_d, ELEMENT_BYTES)
+
+    @property
+    def smem_v_bytes(self) -> int:
+        """One block of V."""
+        return tile_bytes(self.tile_n, self.padded_dv, ELEMENT_BYTES)
+
+    @property
+    def smem_stage_bytes(self) -> int:
+        """One slot of the ring, which holds a block of K or of V."""
+        return max(self.smem_k_bytes, self.smem_v_bytes)
+
+    @property
+    def num_mbarriers(self) -> int:
+        """Per Q tile: its bytes, its O, its O in shared memory, its sums.
+
+        Per S buffer: S, and the two parts of P. Per stage: full and empty.
+        """
+        return 4 * self.num_q_tiles + 3 * S_BUFFERS + 2 * self.stages
+
+    @property
+    def smem_small_bytes(self) -> int:
+        """Factors and sums of the rows, mbarriers, and the address of tensor memory."""
+        stats = (S_BUFFERS + self.num_q_tiles) * TILE_M * STAT_BYTES
+        return stats + MBARRIER_BYTES * (self.num_mbarriers + 1)
+
+    @property
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory of a CTA."""
+        tiles = self.num_q_tiles * self.smem_qo_bytes + self.stages * self.smem_stage_bytes
+        return tiles + self.smem_small_bytes
+
+    def _smem_arithmetic(self) -> str:
+        columns = max(self.padded_d, self.padded_dv)
+        return (
+            f"{ELEMENT_BYTES}·({self.tile_m}·{columns} for Q and O + {self.stages} stages · "
+            f"{self.tile_n}·{columns} for K or V) + {self.smem_small_bytes} for statistics and "
+            f"mbarriers"
+        )
+
+    def workspace(self, batch: int, seqlen_q: int, heads_q: int) -> tuple:
+        """Global scratch tensors that a launch needs: none, O and its statistics stay on chip."""
+        return ()
+
+
+@dataclass(frozen=True)
+class TileChoice:
+    """One row of the tile table: the plan for D and Dv up to ``max_dim`` and ``max_dim_v``."""
+
+    max_dim: int
+    max_dim_v: int
+    num_q_tiles: int
+    tile_n: int
+
+
+# Two O tiles beside two S buffers of 128 columns leave 128 columns each. Q of 192 columns leaves
+# shared memory for two blocks of 128 × 192 only: narrower ones make three slots. A wider O leaves
+# tensor memory for one Q tile.
+_TILES = (
+    TileChoice(128, 128, 2, 128),
+    TileChoice(192, 128, 2, 96),
+    TileChoice(192, 192, 1, 128),
+    TileChoice(256, 256, 1, 64),
+)
+
+
+def tile_choice(variant: KernelVariant) -> TileChoice:
+    """The row of the tile table for the two head dims."""
+    for choice in _TILES:
+        if variant.head_dim <= choice.max_dim and variant.head_dim_v <= choice.max_dim_v:
+            return choice
+    raise UnsupportedError(
+        "FA4 has no tile for these head dims",
+        got=f"head dims {variant.head_dim} and {variant.head_dim_v}",
+        expected=f"head dims up to {MAX_HEAD_DIM}",
+    )
+
+
+def _with_most_stages(config: dict) -> Fa4FwdConfig:
+    """The plan with the deepest ring that fits, up to ``MAX_STAGES``."""
+    plan = Fa4FwdConfig(**config, stages=3)
+    spare = (plan.smem_limit_bytes - plan.smem_bytes) // (
+        plan.smem_stage_bytes + 2 * MBARRIER_BYTES
+    )
+    return Fa4FwdConfig(**config, stages=min(3 + spare, MAX_STAGES))
+
+
+def pick_fwd(variant: KernelVariant, target: Target) -> Fa4FwdConfig:
+    """The plan for ``variant`` on ``target``.
+
+    Raises:
+        UnsupportedError: a dtype other than fp16 and bf16, packed sequences, an architecture
+            without tcgen05, or no tile for the head dims.
+    """
+    if not target.has_tcgen05:
+        raise UnsupportedError(
+            "FA4 needs tcgen05 and tensor memory",
+            got=target.arch,
+            expected="sm_100a or sm_103a",
+            alternatives=("fa2", "fa1"),
+        )
+    check_served("FA4", variant, dtypes=DTYPES, alternatives=("fa2", "fa1"))
+    tile = tile_choice(variant)
+    return _with_most_stages(
+        {
+            "dtype": variant.dtype,
+            "head_dim": variant.head_dim,
+            "head_dim_v": variant.head_dim_v,
+            "is_causal": variant.causal,
+            "has_window_left": variant.has_window_left,
+            "has_window_right": variant.has_window_right,
+            "has_softcap": variant.has_softcap,
+            "num_q_tiles": tile.num_q_tiles,
+            "tile_n": tile.tile_n,
+            "polynomial_pairs": POLYNOMIAL_PAIRS[target.arch],
+            "smem_limit_bytes": target.smem_per_block_bytes,
+        }
+    )

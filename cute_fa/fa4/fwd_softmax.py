@@ -1,0 +1,124 @@
+"""SOFTMAX: one warpgroup per Q tile, one thread per row; turns S into P, in tensor memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cutlass
+from cutlass import cute
+
+from cute_fa.blocks import tmem
+from cute_fa.blocks.row_mask import mask_row
+from cute_fa.blocks.row_softmax import RowSoftmax
+from cute_fa.blocks.scores import cap_scores
+from cute_fa.blocks.signature import DTYPES
+from cute_fa.blocks.tiles import WARP_THREADS
+from cute_fa.exp2 import CHUNK_COLUMNS
+from cute_fa.fa4.config import TILE_M, WARPGROUP_WARPS, Fa4FwdBarrier
+from cute_fa.fa4.fwd_context import CtaTile
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one thread works on."""
+
+    cta: CtaTile
+    softmax: RowSoftmax
+    q_tile: cutlass.Int32
+    thread: cutlass.Int32  # within the warpgroup: the row of the tile
+    warp: cutlass.Int32  # within the warpgroup
+    row: cutlass.Int32  # global
+    warp_row: cutlass.Int32  # global, of the warp's first thread
+
+
+@cute.jit
+def softmax(cta: CtaTile, gLSE: cute.Tensor, q_tile: cutlass.Int32, thread: cutlass.Int32):
+    """P of all blocks of one Q tile, from right to left; then the rows' sums and LSE.
+
+    Waits: signal s.   Signals: barrier RESCALE; p, p_rest, sums.
+    Registers: cfg.softmax_registers.
+    """
+    cfg = cta.config
+    warp = cute.arch.make_warp_uniform(thread // WARP_THREADS)
+    tile_row = cta.m_block * cfg.tile_m + q_tile * TILE_M
+    row = Row(
+        cta=cta,
+        softmax=RowSoftmax.start(cta.scores.scale_log2, cfg.rescale_threshold),
+        q_tile=q_tile,
+        thread=thread,
+        warp=warp,
+        row=tile_row + thread,
+        warp_row=tile_row + warp * WARP_THREADS,
+    )
+    blocks = cta.blocks
+    count = blocks.count
+    if count > 0:
+        # The three ranges of ``KeyBlocks``, counted from the right.
+        first_full = blocks.n_stop - blocks.n_full_stop
+        first_left = blocks.n_stop - blocks.n_full_start
+        for j in cutlass.range(first_full, unroll=1):
+            _block(row, j, is_masked=True)
+        for j in cutlass.range(first_full, first_left, unroll=1):
+            _block(row, j, is_masked=False)
+        if cutlass.const_expr(cfg.has_window_left):
+            for j in cutlass.range(first_left, count, unroll=1):
+                _block(row, j, is_masked=True)
+        cta.sSum[thread, q_tile] = row.softmax.total()
+        cta.signals.sums.arrive(q_tile)
+    if row.row < cta.band.seqlen.seqlen_q:
+        gLSE[row.row] = row.softmax.lse()
+
+
+@cute.jit
+def _block(row: Row, j: cutlass.Int32, is_masked: cutlass.Constexpr):
+    """One block: S from tensor memory, the rows' factors to CORRECTION, P to tensor memory."""
+    cta = row.cta
+    cfg = cta.config
+    buffer = cta.buffer(row.q_tile, j)
+    row_S = cute.make_rmem_tensor(cfg.tile_n, cutlass.Float32)  # (N,)
+    tS = tmem.TmemRow(cta.tmem_s(buffer), cfg.tile_n, CHUNK_COLUMNS, row.thread)
+    cta.signals.s.wait(buffer, cta.use(j))
+    for chunk in cutlass.range_constexpr(tS.num_chunks):
+        tS.load(chunk, _columns(row_S, chunk))
+    cap_scores(row_S, cta.scores)
+    if cutlass.const_expr(is_masked):
+        first_column = (cta.blocks.n_stop - 1 - j) * cfg.tile_n
+        last_column = first_column + cfg.tile_n - 1
+        last_row = row.warp_row + WARP_THREADS - 1
+        if cta.band.cuts(row.warp_row, last_row, first_column, last_column):
+            mask_row(row_S, cta.band, row.row, first_column)
+    factor = row.softmax.absorb_maximum(row_S)
+    if j > 0:
+        cta.sFactor[row.thread, buffer] = factor
+        cute.arch.barrier_arrive(
+            barrier_id=int(Fa4FwdBarrier.RESCALE) + WARPGROUP_WARPS * buffer + row.warp,
+            number_of_threads=2 * WARP_THREADS,
+        )
+    _store_p(row, row_S, buffer)
+
+
+@cute.jit
+def _store_p(row: Row, row_S: cute.Tensor, buffer):
+    """P = 2^(S·scale − anchor) to 16 bits, chunk by chunk; the first part is signalled early."""
+    cta = row.cta
+    cfg = cta.config
+    tP = tmem.TmemRow(cta.tmem_p(buffer), cfg.tile_n // 2, CHUNK_COLUMNS // 2, row.thread)
+    # The thread's whole row is in registers, and P may be written over it.
+    tmem.finish_loads()
+    for chunk in cutlass.range_constexpr(tP.num_chunks):
+        start = chunk * CHUNK_COLUMNS
+        pairs = cfg.polynomial_pairs_of(chunk)
+        row.softmax.exponentiate(row_S, start, start + CHUNK_COLUMNS, pairs)
+        rP = cute.make_rmem_tensor(CHUNK_COLUMNS, DTYPES[cfg.dtype])
+        rP.store(_columns(row_S, chunk).load().to(rP.element_type))
+        tP.store(chunk, cute.recast_tensor(rP, cutlass.Float32))
+        if cutlass.const_expr(start + CHUNK_COLUMNS == cfg.first_part_columns):
+            tmem.finish_stores()
+            cta.signals.p.arrive(buffer)
+    tmem.finish_stores()
+    cta.signals.p_rest.arrive(buffer)
+
+
+def _columns(row_S: cute.Tensor, chunk: int) -> cute.Tensor:
+    """Chunk ``chunk`` of a row in registers, (32,)."""
+    return cute.make_tensor(row_S.iterator + chunk * CHUNK_COLUMNS, cute.make_layout(CHUNK_COLUMNS))
