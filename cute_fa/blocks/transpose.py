@@ -1,0 +1,86 @@
+"""Transposition of byte matrices in shared memory: V for FP8 wgmma, which wants keys contiguous.
+
+wgmma reads 8-bit operands K-major only (PTX ISA, wgmma.mma_async), and O += P V contracts over
+keys, so V, which arrives with its head dim contiguous, has to be turned. ldmatrix and stmatrix move
+16-bit elements; the bytes inside them are permuted in registers.
+
+Keys do not come out in order, and need not: a sum over keys is the same in any, as long as P uses
+the same. Position k of every 16 holds the key
+
+    2t + {0, 1}      for k = 4t + {0, 1}
+    8 + 2t + {0, 1}  for k = 4t + {2, 3},        t = 0 … 3
+
+because thread t of a quad then holds, as columns 8j + 2t + {0, 1} of its S accumulator, just the
+elements that it has to hold of P as an A operand (PTX ISA, register fragments of wgmma.m64nNk32).
+(The idea of choosing the order so is FlashAttention-3's.)
+"""
+
+from __future__ import annotations
+
+import cutlass
+from cutlass import cute
+from cutlass.cute.nvgpu import warp
+
+KEY_BLOCK = 32
+DIM_BLOCK = 16
+MATRIX_ROWS = 8
+MATRIX_PAIRS = 8  # a row of ldmatrix and stmatrix: 8 elements of 16 bits
+EVEN_BYTES, ODD_BYTES = 0x6420, 0x7531  # selectors of prmt: of two registers, every other byte
+
+
+def key_order(count: int) -> list[int]:
+    """The key at each position, for ``count`` keys, a multiple of 16."""
+    order = [2 * t + half * 8 + bit for t in range(4) for half in range(2) for bit in range(2)]
+    return [first + key for first in range(0, count, len(order)) for key in order]
+
+
+@cute.jit
+def transpose_bytes(
+    sV: cute.Tensor,  # (N, Dv / 2) pairs of bytes, swizzled
+    sVt: cute.Tensor,  # (Dv, N / 2) pairs of bytes, swizzled
+    part: cutlass.Int32,
+    parts: cutlass.Constexpr,
+):
+    """sVt[d, k] ← sV[key_order[k], d], by warp ``part`` of ``parts``; Dv / 16 a multiple of parts.
+
+    A step takes 32 keys × 16 dims: one ldmatrix.x4 transposes pairs, prmt parts the two bytes of
+    each, one stmatrix.x4 writes rows of 16 keys.
+    """
+    lane = cute.arch.lane_idx()
+    matrix, row = lane // MATRIX_ROWS, lane % MATRIX_ROWS
+    # Rows 0, 2, … 14 of a 128-byte swizzle would share banks in pairs: half the quads write the odd
+    # row where the others write the even one.
+    is_upper = row >= MATRIX_ROWS // 2
+    dim = 2 * row + ((matrix % 2) ^ cutlass.Int32(is_upper))
+    selector = cutlass.Int32(EVEN_BYTES)
+    other = cutlass.Int32(ODD_BYTES)
+    if lane >= 16:
+        selector = cutlass.Int32(ODD_BYTES)
+        other = cutlass.Int32(EVEN_BYTES)
+    load = cute.make_copy_atom(
+        warp.LdMatrix8x8x16bOp(transpose=True, num_matrices=4), sV.element_type
+    )
+    store = cute.make_copy_atom(
+        warp.StMatrix8x8x16bOp(transpose=False, num_matrices=4), sV.element_type
+    )
+    num_keys, num_pairs = cute.size(sV, mode=[0]), cute.size(sV, mode=[1])
+    loaded = cute.make_rmem_tensor(MATRIX_PAIRS, sV.element_type)
+    turned = cute.make_rmem_tensor(MATRIX_PAIRS, sV.element_type)
+    for step in cutlass.range_constexpr(2 * num_pairs // DIM_BLOCK // parts):
+        dim_block = step * parts + part
+        for key_block in cutlass.range_constexpr(num_keys // KEY_BLOCK):
+            cute.copy(load, _row(sV, KEY_BLOCK * key_block + lane, dim_block), loaded)
+            words = cute.recast_tensor(loaded, cutlass.Int32)
+            out = cute.recast_tensor(turned, cutlass.Int32)
+            for half in cutlass.range_constexpr(2):
+                low, high = words[2 * half], words[2 * half + 1]
+                out[2 * half] = cutlass.Int32(cute.arch.prmt(low, high, selector))
+                out[2 * half + 1] = cutlass.Int32(cute.arch.prmt(low, high, other))
+            chunk = 2 * key_block + matrix // 2
+            cute.copy(store, turned, _row(sVt, DIM_BLOCK * dim_block + dim, chunk))
+
+
+def _row(tile: cute.Tensor, row, chunk) -> cute.Tensor:
+    """16 bytes of a row."""
+    chunks = cute.zipped_divide(tile, (1, MATRIX_PAIRS))
+    return chunks[(0, None), (row, chunk)]
