@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext, Wave
 
 RESPONSE_BYTES = 16
-_GRANTED, _REFUSED = 0xC1C0_0001, 0xC1C0_0000
-"""The fourth word of a response; the others are the first CTA's blockIdx."""
+_MARK = 0xC1C0_C1C0
+"""The fourth word of a response, which tells it from other bytes.
+
+The ISA calls the 16 bytes opaque, but programs (cuDNN frontend's attention) take them apart without
+``query_cancel``: blockIdx.x of the first CTA, y in the lower and z in the upper half of the second
+word, and in bit 0 of the third whether the cluster was cancelled.
+"""
 
 
 @subsystem
@@ -93,11 +98,10 @@ def response(wave: Wave) -> np.ndarray:
     rng = wave.rng if wave.options.completion == "random" else None
     corner = None if wave.pending is None else wave.pending.cancel(rng)
     if corner is None:
-        words = np.array([0, 0, 0, _REFUSED], np.uint32)
-    else:
-        wave.counters.add("clusters_cancelled", 1)
-        words = np.array([*corner, _GRANTED], np.uint32)
-    return words.view(np.uint8)
+        return np.array([0, 0, 0, _MARK], np.uint32).view(np.uint8)
+    wave.counters.add("clusters_cancelled", 1)
+    x, y, z = corner
+    return np.array([x, y | z << 16, 1, _MARK], np.uint32).view(np.uint8)
 
 
 @effect("clusterlaunchcontrol.query_cancel")
@@ -125,9 +129,9 @@ class QueryCancel(Decoded):
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> tuple[np.ndarray, ...]:
         low, high = sources[0]
-        state = (high >> np.uint64(32)).astype(np.uint32)
+        granted = high & np.uint64(1) != 0
         active = ctx.lanes.dense_mask() if mask is None else mask
-        unknown = active & (state != _GRANTED) & (state != _REFUSED)
+        unknown = active & (high >> np.uint64(32) != _MARK)
         if unknown.any():
             text = "the bytes that are queried are not the response of a try_cancel"
             w, c, _ = np.argwhere(unknown)[0]
@@ -135,14 +139,13 @@ class QueryCancel(Decoded):
             report_warp(ctx, "cluster-launch", text, slot, warp)
         if self.what == "is_canceled":
             control: LaunchControl = ctx.subsystem(LaunchControl.name)
-            seen = (active & (state == _REFUSED)).any(axis=(0, 2))
+            seen = (active & ~granted).any(axis=(0, 2))
             control.refused.update(int(c) + ctx.rect[2] for c in np.flatnonzero(seen))
-            return (state == _GRANTED,)
+            return (granted,)
         words = [
             low.astype(np.uint32),
-            (low >> np.uint64(32)).astype(np.uint32),
-            high.astype(np.uint32),
-            state,
+            (low >> np.uint64(32) & np.uint64(0xFFFF)).astype(np.uint32),
+            (low >> np.uint64(48)).astype(np.uint32),
+            np.zeros(low.shape, np.uint32),
         ]
-        granted = state == _GRANTED
         return tuple(np.where(granted, words[axis], np.uint32(0xFFFF_FFFF)) for axis in self.axes)
