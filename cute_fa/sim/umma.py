@@ -30,6 +30,7 @@ from cute_fa.sim.umma_descriptors import CHUNK, OperandLayout, chain_chunks, cha
 from cute_fa.sim.umma_instruction import PACKED4, InstructionDescriptor
 from cute_fa.sim.umma_layout import Layout, lanes_of, layout_of
 from cute_fa.sim.umma_operands import (
+    SUBPARTITION,
     decode_scales,
     decode_shared,
     decode_tensor_memory,
@@ -58,7 +59,8 @@ class Product:
         scale_vector: scale factors per row and instruction; 0 without block scaling.
         disabled: bits of the lanes that are not written, for each CTA; None for none.
         zero_columns: columns of B that count as zero, or None.
-        shift: rows of A move down by one (``.ashift``).
+        shift: ``.ashift``: row i of A is row i + 1 of what is stored, but for the last one of every
+            32 lanes, which stays.
     """
 
     form: InstructionDescriptor
@@ -294,7 +296,8 @@ class _Chain:
     def _left(self, left: np.ndarray, slot: int) -> np.ndarray:
         """A with its scale factors, and shifted if the instruction says so."""
         if self.product.shift:
-            left = np.concatenate([left[:1], left[:-1]])
+            chunks = left.reshape(-1, SUBPARTITION, left.shape[1])  # as tcgen05.shift does
+            left = np.concatenate([chunks[:, 1:], chunks[:, -1:]], axis=1).reshape(left.shape)
         return left * self._a_scales(slot) if self.product.scale_vector else left
 
     # --- scale factors ----------------------------------------------------------------------------

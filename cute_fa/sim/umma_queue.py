@@ -9,8 +9,9 @@ that another order could show, since what an operation writes is known to others
 they are done the mbarrier is arrived on. Who waits for that phase knows that they have happened,
 and with them everything that happened before they were issued: what the issuing warp knew.
 
-``eager`` carries everything out at the commit, ``late`` when nothing else in the wave can run, one
-commit at a time; ``random`` in portions at any time.
+What is carried out at one time ends with a commit, so that the same products are summed together
+under every policy: ``eager`` goes on at the commit, ``late`` when nothing else in the wave can run,
+one commit at a time, ``random`` at any time.
 """
 
 from __future__ import annotations
@@ -176,19 +177,25 @@ class TensorQueues(Subsystem):
                 continue
             table.arrive(ctx, bar, 1, slot, warp, known)
 
+    def _commits(self, queue: _Queue) -> list[int]:
+        """How many entries there are up to and with each commit."""
+        return [n for n, entry in enumerate(queue.entries, 1) if isinstance(entry, Commit)]
+
     def on_idle(self, ctx: BlockContext) -> bool:
         """Nothing else can run: go on up to and with the next commit of the first queue."""
         for queue in self.queues.values():
-            for number, entry in enumerate(queue.entries, 1):
-                if isinstance(entry, Commit):
-                    self._run(ctx, queue, number)
-                    return True
+            stops = self._commits(queue)
+            if stops:
+                self._run(ctx, queue, stops[0])
+                return True
         return False
 
     def on_step(self, ctx: BlockContext) -> None:
         for queue in self.queues.values():
             if queue.entries and self.wave.rng.random() < _CHANCE:
-                self._run(ctx, queue, int(self.wave.rng.integers(len(queue.entries))) + 1)
+                stops = self._commits(queue)
+                if stops:
+                    self._run(ctx, queue, stops[int(self.wave.rng.integers(len(stops)))])
 
     # --- the end ----------------------------------------------------------------------------------
 
