@@ -20,7 +20,9 @@ import numpy as np
 
 from cute_fa.sim.async_shadow import Issuer, report_warp
 from cute_fa.sim.engines import uses_tensor_memory
-from cute_fa.sim.isa import Subsystem, subsystem
+from cute_fa.sim.hazards import report_lanes
+from cute_fa.sim.isa import Mask, Subsystem, subsystem
+from cute_fa.sim.lanes import WARP_LANES
 from cute_fa.sim.tensor_pieces import HALF_LANES, QUARTERS, Piece
 from cute_fa.sim.tensor_shadow import TensorShadow
 
@@ -48,6 +50,18 @@ class Area(NamedTuple):
     slot: int
     lanes: slice | np.ndarray
     columns: slice
+
+
+def check_whole_warps(ctx: BlockContext, mask: Mask) -> None:
+    """Report warps of which not all threads execute the instruction, whether or not they exited."""
+    if mask is None:
+        return
+    w0, w1, _, _ = ctx.rect
+    threads = np.arange(w0 * WARP_LANES, w1 * WARP_LANES).reshape(-1, 1, WARP_LANES)
+    missing = mask.any(axis=-1, keepdims=True) & ~mask & (threads < ctx.wave.config.threads)
+    if missing.any():
+        text = "a tcgen05 instruction for whole warps is executed by part of a warp"
+        report_lanes(ctx, "divergent-collective", text, missing)
 
 
 @dataclass(eq=False)

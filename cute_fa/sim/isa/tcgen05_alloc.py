@@ -11,6 +11,7 @@ from cute_fa.sim.hazards import report_lanes
 from cute_fa.sim.isa import Decoded, Mask, WaitReason, blocking, effect
 from cute_fa.sim.isa.tcgen05_mma import cta_groups
 from cute_fa.sim.tensor_allocation import Request, TensorAllocation
+from cute_fa.sim.tensor_memory import check_whole_warps
 
 if TYPE_CHECKING:
     from cute_fa.sim.lanes import LaneSet
@@ -34,16 +35,11 @@ class _Management(Decoded):
     def warps(self, ctx: BlockContext, mask: Mask) -> list[tuple[int, int, int]]:
         """(w, c, first active lane) of every executing warp, in the rectangle's coordinates."""
         active = ctx.lanes.dense_mask() if mask is None else mask
-        w0, w1, c0, c1 = ctx.rect
-        some = np.asarray(active.any(axis=-1, keepdims=True))
-        missing = some & ~active & ctx.wave.alive[w0:w1, c0:c1]
-        if missing.any():
-            text = "allocation of tensor memory by part of a warp"
-            report_lanes(ctx, "divergent-collective", text, missing)
+        check_whole_warps(ctx, mask)
         if self.mixed:
             text = "tcgen05 instructions with .cta_group::1 and with .cta_group::2 in one kernel"
             report_lanes(ctx, "tensor-cta-group", text, active)
-        where = np.argwhere(some[..., 0])
+        where = np.argwhere(active.any(axis=-1))
         return [(int(w), int(c), int(active[w, c].argmax())) for w, c in where]
 
     def check_uniform(self, ctx: BlockContext, mask: Mask, *operands: np.ndarray) -> None:

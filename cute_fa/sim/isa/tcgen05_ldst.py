@@ -11,7 +11,14 @@ from cute_fa.sim.hazards import report_lanes
 from cute_fa.sim.isa import Decoded, Mask, effect, register_names
 from cute_fa.sim.isa.floating import max_nan, max_number, min_nan, min_number
 from cute_fa.sim.tensor_flow import used_loads
-from cute_fa.sim.tensor_memory import COLUMN_MASK, COLUMNS, LANE_SHIFT, POISON, TensorMemory
+from cute_fa.sim.tensor_memory import (
+    COLUMN_MASK,
+    COLUMNS,
+    LANE_SHIFT,
+    POISON,
+    TensorMemory,
+    check_whole_warps,
+)
 from cute_fa.sim.tensor_pieces import (
     HALF_LANES,
     QUARTER_LANES,
@@ -181,17 +188,6 @@ class _Access(Decoded):
         """The accesses of a piece: one, or the two of ``.16x32bx2``."""
         return (piece, piece.shifted(self.split)) if self.shape == "16x32bx2" else (piece,)
 
-    def check_whole(self, ctx: BlockContext, mask: Mask) -> None:
-        """All threads of a warp that have not exited must take part."""
-        if mask is None:
-            return
-        w0, w1, c0, c1 = ctx.rect
-        some = mask.any(axis=-1, keepdims=True)
-        missing = some & ~mask & ctx.wave.alive[w0:w1, c0:c1]
-        if missing.any():
-            text = "a tensor memory access by part of a warp"
-            report_lanes(ctx, "divergent-collective", text, missing)
-
 
 @effect("tcgen05.ld")
 class Load(_Access):
@@ -233,8 +229,7 @@ class Load(_Access):
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> tuple[np.ndarray, ...]:
         memory: TensorMemory = ctx.subsystem(TensorMemory.name)
-        if mask is not None:
-            self.check_whole(ctx, mask)
+        check_whole_warps(ctx, mask)
         parts, whole = self.plan(ctx, memory, sources[0], mask)
         shadow = memory.shadow
         if shadow.active:
@@ -316,8 +311,7 @@ class Store(_Access):
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
         memory: TensorMemory = ctx.subsystem(TensorMemory.name)
-        if mask is not None:
-            self.check_whole(ctx, mask)
+        check_whole_warps(ctx, mask)
         parts, _ = self.plan(ctx, memory, sources[0], mask)
         shadow = memory.shadow
         w0, _, c0, _ = ctx.rect

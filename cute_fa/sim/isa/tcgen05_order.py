@@ -8,7 +8,7 @@ import numpy as np
 
 from cute_fa import ptx
 from cute_fa.sim.isa import Decoded, Mask, effect
-from cute_fa.sim.tensor_memory import TensorMemory
+from cute_fa.sim.tensor_memory import TensorMemory, check_whole_warps
 
 if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext
@@ -31,6 +31,7 @@ class Wait(Decoded):
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
         memory: TensorMemory = ctx.subsystem(TensorMemory.name)
+        check_whole_warps(ctx, mask)
         if not memory.stores and not memory.shadow.active:
             return
         active = np.asarray((ctx.lanes.dense_mask() if mask is None else mask).any(axis=-1))
