@@ -1,17 +1,22 @@
 """Which CTA computes which row tile, and in which order.
 
 All row tiles of a launch stand in one list, sequence after sequence. A CTA takes one of it
-(single), or every so many of it (static persistent): the grid is as large as the device, and what
-a CTA prepares for its next tile overlaps the end of this one.
+(single), or every so many of it (static persistent), and then what it prepares for its next tile
+overlaps the end of this one.
 
-    order     Within a sequence the list goes through *sections*, as many heads as fit their K and V
-              into L2 together; within a section through row tiles; within those through its heads.
-              Under a causal mask or right window the last rows come first: long tiles start early.
-              Without either, tiles are equally long and a section is one head.
+    order     Under a causal mask or right window the last rows come first, of one head after the
+              other: long tiles start early. The heads are cut into *sections* if their K and V do
+              not fit into L2 together and there are too many to be read by two CTAs at a time each.
+              Without either, tiles are equally long, and all of a head come before the next head.
     rounds    In round r, CTA c of P takes entry r·P + c, or r·P + P − 1 − c if r is odd: to and
               fro, so that nobody gets the longest tile of every round.
+    P         As many as the device has SMs, where that balances: tiles of one length, one section,
+              or packed sequences whose longest tile is short beside the rest. Elsewhere one CTA for
+              two tiles, a long one and a short one, and the hardware balances the pairs.
     packed    Tile counts of packed sequences are on the device only. A warp finds its entry by a
               running sum over 32 sequences at a time, and goes on from there for the next.
+
+``reference.schedule`` counts what this costs and saves.
 """
 
 from __future__ import annotations
@@ -26,8 +31,8 @@ from cute_fa.blocks.seqlen import DenseSequences, PackedSequences
 from cute_fa.blocks.tiles import WARP_THREADS
 
 L2_SECTION_BYTES = 32 << 20
-"""What the K and V of one section may take: an H100 has 50 MB of L2, a B200 126 MB, and Q, O and
-the CTAs that are still at the section before want room as well."""
+"""What the K and V of one section may take: an H100 has 50 MB of L2, a B200 126 MB, and Q and O
+pass through it as well."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,10 @@ class TileSchedule:
         batch: how many there are.
         heads: tiles side by side: heads of Q, or of K/V where groups share a tile.
         heads_per_kv: of these, how many read the same K and V.
+        width: heads of a section, those of all sequences counted where they have one length.
         num_tiles: entries; for packed sequences the most that there can be.
+        num_ctas: CTAs to launch.
         rows: queries of a tile.
-        key_bytes: K and V of one key and head.
         is_longest_first: whether the last rows see the most keys.
         is_persistent: whether CTAs take more than one tile.
     """
@@ -76,18 +82,16 @@ class TileSchedule:
     batch: cutlass.Int32
     heads: cutlass.Int32
     heads_per_kv: cutlass.Int32
+    width: cutlass.Int32
     num_tiles: cutlass.Int32
+    num_ctas: cutlass.Int32
     rows: cutlass.Constexpr
-    key_bytes: cutlass.Constexpr
     is_longest_first: cutlass.Constexpr
     is_persistent: cutlass.Constexpr
 
-    def grid(self, ctas_per_sm: int = 1) -> list:
-        """How many CTAs to launch; on the host."""
-        ctas = self.num_tiles
-        if self.is_persistent:
-            ctas = cutlass.min(ctas, multiprocessor_count() * ctas_per_sm)
-        return [ctas, 1, 1]
+    @property
+    def grid(self) -> list:
+        return [self.num_ctas, 1, 1]
 
     @property
     def is_packed(self) -> bool:
@@ -113,27 +117,23 @@ class TileSchedule:
 
     def _placed(self, work: WorkTile) -> WorkTile:
         """``work`` with what its index says, for sequences of one length."""
-        seqlen = self.sequences.band.seqlen
-        m_blocks = cute.ceil_div(seqlen.seqlen_q, self.rows)
-        columns = self.heads * self.batch
-        m_block, column = self._in_sections(work.index, m_blocks, columns, seqlen.seqlen_k)
+        m_blocks = cute.ceil_div(self.sequences.max_seqlen_q, self.rows)
+        m_block, column = self._in_sections(work.index, m_blocks, self.heads * self.batch)
         batch = column // self.heads
         is_valid = work.index < self.num_tiles if self.is_persistent else None
         return replace(
             work, m_block=m_block, head=column - batch * self.heads, batch=batch, is_valid=is_valid
         )
 
-    def _in_sections(self, index, m_blocks, columns, seqlen_k):
+    def _in_sections(self, index, m_blocks, columns):
         """(row tile, column) of entry ``index`` of ``m_blocks`` row tiles of ``columns`` heads."""
         if not self.is_longest_first:
             column = index // m_blocks
             return index - column * m_blocks, column
-        fitting = L2_SECTION_BYTES // self.key_bytes // cutlass.max(seqlen_k, 1)
-        width = cutlass.min(cutlass.max(fitting, 1) * self.heads_per_kv, columns)
-        section = index // (m_blocks * width)
-        first = section * width
+        first = index // (m_blocks * self.width) * self.width
         within = index - m_blocks * first
-        width = cutlass.max(cutlass.min(width, columns - first), 1)
+        # The last section may be narrower; an entry beyond the list has none.
+        width = cutlass.max(cutlass.min(self.width, columns - first), 1)
         row = within // width
         return m_blocks - 1 - row, first + within - row * width
 
@@ -161,9 +161,7 @@ class TileSchedule:
         last_lane = WARP_THREADS - 1
         through = self._tiles_through(first_batch)
         total = cute.arch.shuffle_sync(through, last_lane)
-        while (work.index >= tiles_before + total) & (
-            first_batch + WARP_THREADS < self.batch
-        ):
+        while (work.index >= tiles_before + total) & (first_batch + WARP_THREADS < self.batch):
             first_batch += WARP_THREADS
             tiles_before += total
             through = self._tiles_through(first_batch)
@@ -173,9 +171,9 @@ class TileSchedule:
         before = cute.arch.shuffle_sync(through, cutlass.max(passed - 1, 0))
         before = cutlass.select_(passed == 0, cutlass.Int32(0), before)
         batch = cutlass.min(first_batch + passed, self.batch - 1)
-        seqlen = self.sequences.of(batch).seqlen
-        m_blocks = cutlass.max(cute.ceil_div(seqlen.seqlen_q, self.rows), 1)
-        m_block, head = self._in_sections(index - before, m_blocks, self.heads, seqlen.seqlen_k)
+        seqlen_q = self.sequences.of(batch).seqlen.seqlen_q
+        m_blocks = cutlass.max(cute.ceil_div(seqlen_q, self.rows), 1)
+        m_block, head = self._in_sections(index - before, m_blocks, self.heads)
         return replace(
             work,
             m_block=m_block,
@@ -209,6 +207,7 @@ def tile_schedule(
     mK: cute.Tensor,
     *,
     rows: int,
+    columns: int,
     key_bytes: int,
     packed_group: int,
     is_longest_first: bool,
@@ -220,25 +219,46 @@ def tile_schedule(
         batch: sequences.
         mQ, mK: (B, S, H, D), or packed (T, H, D).
         rows: queries of a tile, times ``packed_group`` its rows.
+        columns: keys of a block.
         key_bytes: K and V of one key and head.
         packed_group: query heads that share a tile.
     """
     heads = mQ.shape[-2] // packed_group
-    if isinstance(sequences, PackedSequences):
-        # A sequence of n rows has at most ⌊n / rows⌋ + 1 tiles, and no more than the longest has.
-        tiles = cutlass.min(
-            mQ.shape[0] // rows + batch, cute.ceil_div(sequences.max_seqlen_q, rows) * batch
-        )
-    else:
-        tiles = cute.ceil_div(sequences.max_seqlen_q, rows) * batch
+    heads_per_kv = heads // mK.shape[-2]
+    is_packed = isinstance(sequences, PackedSequences)
+    longest = cute.ceil_div(sequences.max_seqlen_q, rows) * batch
+    # A sequence of n rows has at most ⌊n / rows⌋ + 1 tiles, and no more than the longest has.
+    tiles = cutlass.min(mQ.shape[0] // rows + batch, longest) if is_packed else longest
+    tiles = tiles * heads
+    width = heads
+    ctas = tiles
+    if is_persistent:
+        sms = multiprocessor_count()
+        one_each = cutlass.min(tiles, sms)
+        is_balanced = cutlass.Boolean(True)
+        if is_packed:
+            # Chance may give a CTA one tile more than its share: at most ``max_seqlen_q`` keys of
+            # a query that sees as many. A start that overlaps is counted as one block.
+            is_balanced = sequences.max_seqlen_q // columns * sms <= tiles
+        elif is_longest_first:
+            all_heads = heads * batch
+            fitting = L2_SECTION_BYTES // key_bytes // cutlass.max(mK.shape[1], 1)
+            fitting = cutlass.max(fitting, 1) * heads_per_kv
+            is_balanced = (all_heads <= fitting) | (all_heads <= sms // 2)
+            sections = cute.ceil_div(all_heads, fitting)
+            cut = cute.ceil_div(all_heads, sections)
+            width = cutlass.Int32(cutlass.select_(is_balanced, all_heads, cut))
+        pairs = cutlass.max(cute.ceil_div(tiles, 2), one_each)
+        ctas = cutlass.Int32(cutlass.select_(is_balanced, one_each, pairs))
     return TileSchedule(
         sequences=sequences,
         batch=batch,
         heads=heads,
-        heads_per_kv=heads // mK.shape[-2],
-        num_tiles=tiles * heads,
+        heads_per_kv=heads_per_kv,
+        width=width,
+        num_tiles=tiles,
+        num_ctas=ctas,
         rows=rows,
-        key_bytes=key_bytes,
         is_longest_first=is_longest_first,
         is_persistent=is_persistent,
     )

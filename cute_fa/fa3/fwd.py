@@ -96,6 +96,7 @@ class Fa3Fwd:
             mQ,
             mK,
             rows=cfg.tile_queries,
+            columns=cfg.tile_n,
             key_bytes=(cfg.head_dim + cfg.head_dim_v) * cfg.element_bytes,
             packed_group=cfg.packed_group,
             is_longest_first=cfg.has_long_last_tiles,
@@ -109,7 +110,7 @@ class Fa3Fwd:
         )
         scores = score_scale(softmax_scale, softcap, cfg.has_softcap)
         self.kernel(transfers, mLSE, scores, schedule).launch(
-            grid=schedule.grid(),
+            grid=schedule.grid,
             block=[cfg.num_threads, 1, 1],
             min_blocks_per_mp=1,
             stream=stream,
