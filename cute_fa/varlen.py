@@ -205,11 +205,11 @@ class VarlenProblem:
             has_seqused_k=self.has_seqused_k,
         )
 
-    def sequences(self) -> tuple[AttentionProblem, ...]:
-        """Each sequence as a problem by itself, of batch 1.
+    def require_packing(self) -> Packing:
+        """The lengths.
 
         Raises:
-            InvalidArgumentError: the host does not know the lengths.
+            InvalidArgumentError: the host does not know them.
         """
         if self.packing is None:
             raise InvalidArgumentError(
@@ -217,9 +217,14 @@ class VarlenProblem:
                 expected="a packing",
                 fix="VarlenProblem.of(problem, Packing.of_lengths(…))",
             )
+        return self.packing
+
+    def sequences(self) -> tuple[AttentionProblem, ...]:
+        """Each sequence as a problem by itself, of batch 1; needs the lengths."""
+        packing = self.require_packing()
         return tuple(
             replace(self.padded, batch=1, seqlen_q=len(rows_q), seqlen_k=len(rows_k))
-            for rows_q, rows_k in zip(self.packing.rows_q, self.packing.rows_k, strict=True)
+            for rows_q, rows_k in zip(packing.rows_q, packing.rows_k, strict=True)
         )
 
     def flops(self) -> int:

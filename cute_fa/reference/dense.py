@@ -13,12 +13,14 @@ The golden result of every test, in fp64 when the inputs are. Shapes use the let
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cute_fa.problem import normalise_window
+from cute_fa.varlen import Packing
 
 Window = tuple[int | None, int | None]
 
@@ -207,6 +209,49 @@ def attention_low_precision(
     compute = _compute_dtype(q)
     wide_scores, _ = _scores(q.to(compute), k.to(compute), scale, softcap, visible)
     return _merge_heads(out), _softmax(wide_scores)[1].flatten(1, 2)
+
+
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    packing: Packing,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Window = (-1, -1),
+    softcap: float = 0.0,
+    compute: Callable[..., tuple[Tensor, Tensor]] = attention,
+) -> tuple[Tensor, Tensor]:
+    """``attention`` of each packed sequence by itself, one after another.
+
+    Args:
+        q: (Tq, Hq, D).
+        k: (Tk, Hk, D), Hk divides Hq.
+        v: (Tk, Hk, Dv).
+        packing: where the sequences lie; lengths that differ are what this is for.
+        softmax_scale, causal, window_size, softcap: as for ``attention``, for each sequence.
+        compute: what is done with each sequence; ``attention_low_precision`` for the yardstick.
+
+    Returns:
+        out (Tq, Hq, Dv) in q's dtype and lse (Hq, Tq) in the computing dtype. Rows that do not
+        count give 0 and -inf; what stands in keys and values that do not count is not looked at.
+    """
+    out = q.new_zeros(q.shape[0], q.shape[1], v.shape[2])
+    lse = q.new_full((q.shape[1], q.shape[0]), float("-inf"), dtype=_compute_dtype(q))
+    for rows_q, rows_k in zip(packing.rows_q, packing.rows_k, strict=True):
+        of_q, of_k = slice(rows_q.start, rows_q.stop), slice(rows_k.start, rows_k.stop)
+        own_out, own_lse = compute(
+            q[None, of_q],
+            k[None, of_k],
+            v[None, of_k],
+            softmax_scale=softmax_scale,
+            causal=causal,
+            window_size=window_size,
+            softcap=softcap,
+        )
+        out[of_q], lse[:, of_q] = own_out[0], own_lse[0]
+    return out, lse
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

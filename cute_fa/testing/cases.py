@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cute_fa.problem import AttentionProblem
-from cute_fa.testing.inputs import LAYOUTS
+from cute_fa.testing.inputs import LAYOUTS, length_arguments
+from cute_fa.varlen import Packing, VarlenProblem
 
 HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 # Padded inside the kernels: every multiple of 8 must do.
@@ -25,7 +26,7 @@ class Case:
     """
 
     name: str
-    problem: AttentionProblem
+    problem: AttentionProblem | VarlenProblem
     seed: int = 0
     layouts: tuple[str, str, str] = ("contiguous",) * 3
 
@@ -34,7 +35,8 @@ class Case:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of ``flash_attn_func`` that ask for this problem."""
+        """The keyword arguments of ``flash_attn_func``, or of ``flash_attn_varlen_func`` for packed
+        sequences, that ask for this problem."""
         return call_arguments(self.problem)
 
     @property
@@ -45,18 +47,24 @@ class Case:
     def repro_with(self, **options: Any) -> str:
         """The same with further arguments of ``flash_attn_func``, as ``generation="fa1"``."""
         more = "".join(f", {name}={value!r}" for name, value in options.items())
+        function, types = "flash_attn_func", ""
+        if isinstance(self.problem, VarlenProblem):
+            function = "flash_attn_varlen_func"
+            types = "from cute_fa.varlen import Packing, VarlenProblem; "
         return (
-            "from cute_fa.problem import AttentionProblem; "
+            f"from cute_fa.problem import AttentionProblem; {types}"
             "from cute_fa.testing import Case, check_attention, make_inputs; import cute_fa; "
             f"case = {self!r}; q, k, v, _ = make_inputs(case); "
-            "print(check_attention(*cute_fa.flash_attn_func("
+            f"print(check_attention(*cute_fa.{function}("
             f"q, k, v, return_lse=True, **case.arguments{more}), q, k, v, case.problem))"
         )
 
 
-def call_arguments(problem: AttentionProblem) -> dict[str, Any]:
-    """Masking, softcap and scale of a problem as ``flash_attn_func`` and the references take
-    them."""
+def call_arguments(problem: AttentionProblem | VarlenProblem) -> dict[str, Any]:
+    """Masking, softcap and scale of a problem as ``flash_attn_func`` and the references take them;
+    of packed sequences also their lengths, as ``flash_attn_varlen_func`` does."""
+    if isinstance(problem, VarlenProblem):
+        return {**call_arguments(problem.padded), **length_arguments(problem)}
     return {
         "causal": problem.causal,
         "window_size": (problem.window_left, problem.window_right),
@@ -113,6 +121,7 @@ def random_problems(
     count: int,
     seed: int,
     *,
+    varlen: bool = False,
     max_seqlen: int = 150,
     max_heads: int = 4,
     max_batch: int = 2,
@@ -124,9 +133,13 @@ def random_problems(
 
     The same seed gives the same cases, and a longer list begins with the shorter one. Sequence
     lengths lean towards tile borders; every size is at least 1.
+
+    Args:
+        varlen: packed sequences instead, up to ``max_batch + 3`` of them, with and without seqused.
+            Some have no queries, no keys, or neither.
     """
     rng = random.Random(seed)
-    return [
+    cases = [
         _random_case(
             random.Random(rng.getrandbits(64)),
             f"random-{seed}-{index}",
@@ -137,6 +150,33 @@ def random_problems(
         )
         for index in range(count)
     ]
+    if not varlen:
+        return cases
+    return [_packed_case(case, max_seqlen, max_batch + 3) for case in cases]
+
+
+def _packed_case(case: Case, max_seqlen: int, max_batch: int) -> Case:
+    """The same heads, head dims, dtype, mask and layouts with packed sequences."""
+    assert isinstance(case.problem, AttentionProblem)
+    rng = random.Random(case.seed)
+    batch = rng.randint(1, max_batch)
+    lengths_q = [_packed_length(rng, max_seqlen) for _ in range(batch)]
+    lengths_k = [_packed_length(rng, max_seqlen) for _ in range(batch)]
+    if rng.random() < 0.3:
+        lengths_k = lengths_q
+    used_q, used_k = (
+        [rng.choice([length, rng.randint(0, length)]) for length in lengths]
+        if rng.random() < 0.4
+        else None
+        for lengths in (lengths_q, lengths_k)
+    )
+    packing = Packing.of_lengths(lengths_q, lengths_k, used_q, used_k)
+    problem = VarlenProblem.of(case.problem, packing)
+    return replace(case, name=case.name.replace("random", "varlen"), problem=problem)
+
+
+def _packed_length(rng: random.Random, limit: int) -> int:
+    return 0 if rng.random() < 0.15 else _seqlen(rng, limit)
 
 
 def _random_case(

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cute_fa.errors import InvalidArgumentError, UnsupportedError
 from cute_fa.problem import AttentionProblem
+from cute_fa.varlen import VarlenProblem
+
+Problem = AttentionProblem | VarlenProblem
 
 if TYPE_CHECKING:
     from cute_fa.testing.cases import Case
@@ -38,7 +42,11 @@ CODES = 251
 
 class Inputs(NamedTuple):
     """q (B, Sq, Hq, D), k (B, Sk, Hk, D), v (B, Sk, Hk, Dv) and, where it is known without any
-    computation, the exact output (B, Sq, Hq, Dv)."""
+    computation, the exact output (B, Sq, Hq, Dv).
+
+    Of packed sequences q (Tq, Hq, D), k (Tk, Hk, D), v (Tk, Hk, Dv), output (Tq, Hq, Dv), with NaN
+    in all rows that do not count.
+    """
 
     q: Tensor
     k: Tensor
@@ -80,38 +88,84 @@ def place(x: Tensor, layout: str) -> Tensor:
     return view
 
 
+def length_arguments(problem: VarlenProblem) -> dict[str, Any]:
+    """The lengths of packed sequences as ``flash_attn_varlen_func`` takes them, on the CPU.
+
+    Raises:
+        InvalidArgumentError: the problem does not know them.
+    """
+    packing = problem.require_packing()
+
+    def int32(numbers: tuple[int, ...] | None) -> Tensor | None:
+        return None if numbers is None else torch.tensor(numbers, dtype=torch.int32)
+
+    return {
+        "cu_seqlens_q": int32(packing.cu_seqlens_q),
+        "cu_seqlens_k": int32(packing.cu_seqlens_k),
+        "max_seqlen_q": problem.padded.seqlen_q,
+        "max_seqlen_k": problem.padded.seqlen_k,
+        "seqused_q": int32(packing.seqused_q),
+        "seqused_k": int32(packing.seqused_k),
+    }
+
+
 def normal_inputs(
-    problem: AttentionProblem, *, seed: int = 0, layouts: tuple[str, str, str] | None = None
+    problem: Problem, *, seed: int = 0, layouts: tuple[str, str, str] | None = None
 ) -> Inputs:
     """Standard normal q, k, v, the same for every layout that keeps values.
 
     Args:
         layouts: of q, k and v, from ``LAYOUTS``.
     """
-    generator = torch.Generator().manual_seed(seed)
-    dtype = _dtype(problem)
-    tensors = [
-        torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
-        for shape in _shapes(problem)
-    ]
-    q, k, v = (
+    if isinstance(problem, VarlenProblem):
+        q, k, v, _ = _pack(problem, lambda n, p: normal_inputs(p, seed=seed + n))
+        tensors = [x[None] for x in (q, k, v)]
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        tensors = [
+            torch.randn(shape, generator=generator, dtype=torch.float32).to(_dtype(problem))
+            for shape in _shapes(problem)
+        ]
+    placed = [
         place(x, layout) for x, layout in zip(tensors, layouts or ("contiguous",) * 3, strict=True)
-    )
-    return Inputs(q, k, v)
+    ]
+    return Inputs(*(x[0] if isinstance(problem, VarlenProblem) else x for x in placed))
 
 
-def one_hot_inputs(problem: AttentionProblem, *, seed: int = 0) -> Inputs:
+def _pack(problem: VarlenProblem, make: Callable[[int, AttentionProblem], Inputs]) -> Inputs:
+    """What ``make(number, sequence)`` gives for each sequence, packed; NaN where nothing counts."""
+    packing, dtype, p = problem.require_packing(), _dtype(problem.padded), problem.padded
+    q = torch.full((problem.total_q, p.heads_q, p.head_dim), math.nan, dtype=dtype)
+    k = torch.full((problem.total_k, p.heads_k, p.head_dim), math.nan, dtype=dtype)
+    v = torch.full((problem.total_k, p.heads_k, p.head_dim_v), math.nan, dtype=dtype)
+    expected = torch.zeros((problem.total_q, p.heads_q, p.head_dim_v), dtype=dtype)
+    is_known = True
+    sequences = zip(packing.rows_q, packing.rows_k, problem.sequences(), strict=True)
+    for number, (rows_q, rows_k, sequence) in enumerate(sequences):
+        own = make(number, sequence)
+        of_q, of_k = slice(rows_q.start, rows_q.stop), slice(rows_k.start, rows_k.stop)
+        q[of_q], k[of_k], v[of_k] = own.q[0], own.k[0], own.v[0]
+        if own.expected is None:
+            is_known = False
+        else:
+            expected[of_q] = own.expected[0]
+    return Inputs(q, k, v, expected if is_known else None)
+
+
+def one_hot_inputs(problem: Problem, *, seed: int = 0) -> Inputs:
     """Normal q with K and V of unit rows: the output is the attention matrix itself.
 
     K[j] is unit vector j mod D and V[j] is unit vector j mod Dv, so that scores are q's own
     elements and O[i, d] is the weight of the columns j ≡ d (mod Dv).
     """
+    if isinstance(problem, VarlenProblem):
+        return _pack(problem, lambda n, p: one_hot_inputs(p, seed=seed + n))
     q = normal_inputs(problem, seed=seed).q
     _, k_shape, v_shape = _shapes(problem)
     return Inputs(q, _unit_rows(k_shape, q.dtype), _unit_rows(v_shape, q.dtype))
 
 
-def index_coded_inputs(problem: AttentionProblem, *, seed: int = 0) -> Inputs:
+def index_coded_inputs(problem: Problem, *, seed: int = 0) -> Inputs:
     """Each query row picks exactly one column, and V's values tell which, of which head and batch.
 
     K[j] spells j in ±1, Q[i] spells the chosen column with a factor that puts every other score
@@ -121,6 +175,13 @@ def index_coded_inputs(problem: AttentionProblem, *, seed: int = 0) -> Inputs:
     Raises:
         UnsupportedError: softcap flattens the scores, or Sk > 2**D or scale ≤ 0.
     """
+    if isinstance(problem, VarlenProblem):
+        return _pack(problem, lambda n, p: _index_coded(p, seed + n, first_batch=n))
+    return _index_coded(problem, seed, first_batch=0)
+
+
+def _index_coded(problem: AttentionProblem, seed: int, first_batch: int) -> Inputs:
+    """``index_coded_inputs`` with V's batches numbered from ``first_batch`` on."""
     if problem.softcap or problem.seqlen_k > 2**problem.head_dim or problem.scale <= 0:
         raise UnsupportedError(
             "scores cannot be made to pick one column",
@@ -144,6 +205,7 @@ def index_coded_inputs(problem: AttentionProblem, *, seed: int = 0) -> Inputs:
             expected="up to 2**15",
         )
     index = torch.cartesian_prod(*(torch.arange(size) for size in v_shape)).view(*v_shape, 4)
+    index[..., 0] += first_batch
     v = (index * torch.tensor([13, 7, 11, 3])).sum(dim=-1) % CODES + 1  # (B, Sk, Hk, Dv)
 
     q = torch.zeros(q_shape)
@@ -161,7 +223,7 @@ def index_coded_inputs(problem: AttentionProblem, *, seed: int = 0) -> Inputs:
     return Inputs(q.to(dtype), k.to(dtype).contiguous(), v.to(dtype), expected.to(dtype))
 
 
-def extreme_inputs(problem: AttentionProblem, *, magnitude: float) -> Inputs:
+def extreme_inputs(problem: Problem, *, magnitude: float) -> Inputs:
     """Scores from magnitude / 2 to magnitude, of magnitude's sign, before softcap; V = 1.
 
     From a magnitude of some 1000 on, the output is 1, exactly, in every row that sees a column: a
@@ -170,6 +232,8 @@ def extreme_inputs(problem: AttentionProblem, *, magnitude: float) -> Inputs:
     Args:
         magnitude: of the scores after scaling, up to 1e8 or so in fp16.
     """
+    if isinstance(problem, VarlenProblem):
+        return _pack(problem, lambda n, p: extreme_inputs(p, magnitude=magnitude))
     if problem.scale == 0.0:
         raise UnsupportedError(
             "a scale of 0 makes every score 0", got="softmax_scale 0", expected="another scale"

@@ -16,7 +16,10 @@ from cute_fa.build.registry import find
 from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import get_target
 from cute_fa.testing.compare import assert_attention_close, assert_bitwise_equal
-from cute_fa.testing.inputs import Inputs, normal_inputs
+from cute_fa.testing.inputs import Inputs, length_arguments, normal_inputs
+from cute_fa.varlen import VarlenProblem
+
+Problem = AttentionProblem | VarlenProblem
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,9 @@ class Program:
 
 @cache
 def _program(generation: str, config: Any, arch: str) -> Program:
-    features = {
-        field.name: getattr(config, "is_causal" if field.name == "causal" else field.name)
-        for field in fields(KernelVariant)
-        if field.name != "packed_group" or hasattr(config, "packed_group")
-    }
+    own = asdict(config)
+    own["causal"] = config.is_causal
+    features = {field.name: own[field.name] for field in fields(KernelVariant) if field.name in own}
     request = Request(find(generation), KernelVariant(**features), get_target(arch), asdict(config))
     assert request.config == config
     kernel = compile_request(request)
@@ -52,7 +53,7 @@ class Bench:
         self.generation = generation
         self.arch = arch
 
-    def config(self, problem: AttentionProblem, arch: str | None = None, **changes: Any) -> Any:
+    def config(self, problem: Problem, arch: str | None = None, **changes: Any) -> Any:
         """The rung's plan for a problem, with some of its fields changed."""
         target = get_target(arch or self.arch)
         return find(self.generation).config(problem.variant, target, changes)
@@ -62,7 +63,7 @@ class Bench:
 
     def run(
         self,
-        problem: AttentionProblem,
+        problem: Problem,
         inputs: Inputs,
         *,
         arch: str | None = None,
@@ -79,27 +80,46 @@ class Bench:
         device = sim.Device(
             arch or self.arch, completion=completion, seed=seed, strict=strict, workers=1
         )
-        rows = (problem.batch, problem.seqlen_q, problem.heads_q)
-        out = torch.full((*rows, problem.head_dim_v), math.nan, dtype=inputs.q.dtype)
-        lse = torch.full((rows[0], rows[2], rows[1]), math.nan)
-        workspace = [torch.full(w.shape, math.nan) for w in config.workspace(*rows)]
-        window = (-1 if b is None else b for b in (problem.window_left, problem.window_right))
+        if isinstance(problem, VarlenProblem):
+            p, outer, rows = problem.padded, (), problem.total_q
+            lengths = list(length_arguments(problem).values())
+            of_sequences = (*lengths[:2], *lengths[4:], lengths[2])
+        else:
+            p, outer, rows, of_sequences = problem, (problem.batch,), problem.seqlen_q, ()
+        out = torch.full((*outer, rows, p.heads_q, p.head_dim_v), math.nan, dtype=inputs.q.dtype)
+        lse = torch.full((*outer, p.heads_q, rows), math.nan)
+        shapes = [w.shape for w in config.workspace(p.batch, rows, p.heads_q)]
+        window = (-1 if b is None else b for b in (p.window_left, p.window_right))
         device.bind(program.compiled, ptx)(
-            *(*inputs[:3], out, lse, *workspace),
-            *(problem.scale, problem.softcap, *window),
+            *(*inputs[:3], out, lse, *(torch.full(shape, math.nan) for shape in shapes)),
+            *(p.scale, p.softcap, *window, *of_sequences),
         )
         (launch,) = device.launches
         assert launch.smem_bytes == config.smem_bytes
         assert launch.block[0] == config.num_threads
         return out, lse, launch
 
-    def check(self, problem: AttentionProblem, inputs: Inputs | None = None, **how: Any) -> Any:
-        """Run, hold the result to its error budget, and exactly where that is known; the launch."""
+    def check(self, problem: Problem, inputs: Inputs | None = None, **how: Any) -> Any:
+        """Run, hold the result to its error budget, and exactly where that is known; the launch.
+
+        Rows of packed tensors that do not count must be left alone.
+        """
         inputs = inputs or normal_inputs(problem)
         out, lse, launch = self.run(problem, inputs, **how)
         assert launch.hazards == []
-        exp2_error = find(self.generation).exp2_error
-        assert_attention_close(out, lse, *inputs[:3], problem, exp2_error=exp2_error)
+        if isinstance(problem, VarlenProblem):
+            idle = _idle_rows(problem)
+            assert out[idle].isnan().all() and lse[:, idle].isnan().all()
+            out[idle], lse[:, idle] = 0.0, -math.inf
+        assert_attention_close(out, lse, *inputs[:3], problem)
         if inputs.expected is not None:
             assert_bitwise_equal(out, inputs.expected, "out")
         return launch
+
+
+def _idle_rows(problem: VarlenProblem) -> torch.Tensor:
+    """(Tq) bool, True in rows of q that do not count."""
+    idle = torch.ones(problem.total_q, dtype=torch.bool)
+    for rows in problem.require_packing().rows_q:
+        idle[rows.start : rows.stop] = False
+    return idle
