@@ -1,0 +1,129 @@
+"""``cute-fa bench``: this library's forward beside others on a GPU, or what a launch costs here."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cute_fa.cli import arguments
+from cute_fa.cli.aot import open_bundle
+from cute_fa.cli.main import FAILED, OK
+from cute_fa.cli.output import pairs, print_json, table
+from cute_fa.cli.progress import Progress
+from cute_fa.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from cute_fa.bench.shapes import Shape
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", default="papers", help="papers (default), gqa, varlen or all; comma-separated"
+    )
+    parser.add_argument(
+        "--dtype", default="float16,bfloat16", help="comma-separated; float8_e4m3fn too"
+    )
+    parser.add_argument("-d", "--head-dim", default="64,128,256", help="comma-separated")
+    parser.add_argument("-s", "--seqlen", help="comma-separated (default 512 … 16384)")
+    parser.add_argument("--mask", choices=("full", "causal", "both"), default="both")
+    parser.add_argument("--providers", help="comma-separated names (default: all there are)")
+    parser.add_argument("--bundle", type=Path, help="take our kernels from this bundle")
+    parser.add_argument("--rounds", type=int, default=30, help="calls of each that are timed")
+    parser.add_argument("-o", "--output", type=Path, help="directory for JSON, CSV and plots")
+    parser.add_argument("--no-plots", action="store_true", help="write no plots")
+    parser.add_argument(
+        "--host",
+        action="store_true",
+        help="time what a call costs on the host instead; needs no GPU",
+    )
+    arguments.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.host:
+        return _host(args)
+    from cute_fa.bench import benchmark, gpu_state, providers, report
+    from cute_fa.bench.timing import CudaTimer, Policy
+
+    gpu_state.require_gpu()
+    shapes = shapes_of(args)
+    import cute_fa
+
+    bundle = open_bundle(args.bundle)
+    functions = cute_fa if bundle is None else bundle
+    names = None if args.providers is None else arguments.words(args.providers)
+    with Progress("timing", len(shapes)) as progress:
+        results = benchmark.run(
+            shapes,
+            providers.providers(names, functions),
+            CudaTimer(),
+            policy=Policy(rounds=args.rounds),
+            progress=lambda done, total, label: progress.update(done, label),
+        )
+    results.device.update(gpu_state.device_document())
+    if args.output is not None:
+        report.write_all(results, args.output, plots=not args.no_plots)
+    if args.json:
+        print_json(results.as_dict())
+    else:
+        print(table(*report.summary(results)))
+        print(f"TFLOP/s, median ± half the 20–80 % span; {results.device['name']}")
+        for row in results.wrong:
+            print(f"WRONG: {row.provider} on {row.shape}: {row.reason}")
+    return FAILED if results.wrong else OK
+
+
+def shapes_of(args: argparse.Namespace) -> list[Shape]:
+    """The shapes that the arguments name.
+
+    Raises:
+        CuteFAError: they name none.
+    """
+    from cute_fa.bench import shapes
+    from cute_fa.build.compile import dtype_name
+
+    asked = arguments.words(args.set)
+    names = shapes.SETS if asked == ["all"] else asked
+    dtypes = [dtype_name(word) for word in arguments.words(args.dtype)]
+    found: list[Shape] = []
+    for name in names:
+        if name == "papers":
+            seqlens = shapes.SEQLENS if args.seqlen is None else _integers(args.seqlen)
+            masks = {"full": (False,), "causal": (True,), "both": (False, True)}[args.mask]
+            dims = _integers(args.head_dim)
+            found += shapes.paper_shapes(dtypes, dims, seqlens, masks)
+        elif name == "gqa":
+            found += [shape for dtype in dtypes for shape in shapes.gqa_shapes(dtype)]
+        elif name == "varlen":
+            found += [shape for dtype in dtypes for shape in shapes.varlen_shapes(dtype)]
+        else:
+            raise InvalidArgumentError(
+                "unknown set of shapes", got=repr(name), expected=", ".join((*shapes.SETS, "all"))
+            )
+    return found
+
+
+def _integers(text: str) -> list[int]:
+    words = arguments.words(text)
+    if not words or not all(word.isdigit() for word in words):
+        raise InvalidArgumentError(
+            "a list of numbers is not usable", got=repr(text), expected="e.g. 512,1024"
+        )
+    return [int(word) for word in words]
+
+
+def _host(args: argparse.Namespace) -> int:
+    from cute_fa.bench.host_cost import host_cost
+
+    costs = host_cost()
+    if args.json:
+        print_json({name: vars(timing) for name, timing in costs.items()})
+        return OK
+    lines: dict[str, Any] = {
+        name: f"{timing.median * 1e6:.1f} µs (20–80 %: {timing.p20 * 1e6:.1f}–"
+        f"{timing.p80 * 1e6:.1f}, {timing.count} samples)"
+        for name, timing in costs.items()
+    }
+    print(pairs(lines))
+    return OK
