@@ -131,7 +131,7 @@ class _Access(Decoded):
         self, ctx: BlockContext, memory: TensorMemory, base: np.ndarray, mask: Mask
     ) -> tuple[Plan, bool]:
         """The plan, and whether there was nothing wrong with it."""
-        w0, w1, c0, _ = ctx.rect
+        w0, w1, c0, c1 = ctx.rect
         lanes, column = base >> LANE_SHIFT, base & COLUMN_MASK
         own = np.arange(w0, w1)[:, None] % QUARTERS * QUARTER_LANES
         active = np.ones(base.shape, bool) if mask is None else mask.any(axis=-1)
@@ -144,10 +144,11 @@ class _Access(Decoded):
         last = np.maximum(column, column + self.split) + self.columns
         outside = (last > COLUMNS) | (column + self.split < 0)
         unallocated = np.zeros_like(foreign)
-        for w, c in np.argwhere(active & ~outside):
-            for start in {int(column[w, c]), int(column[w, c]) + self.split}:
-                owned = memory.allocated[c0 + c, start : start + self.columns]
-                unallocated[w, c] |= not owned.all()
+        for start in np.unique(column[active & ~outside]):
+            owned = np.ones(c1 - c0, bool)
+            for first in {int(start), int(start) + self.split}:
+                owned &= memory.allocated[c0:c1, first : first + self.columns].all(axis=1)
+            unallocated |= (column == start) & ~owned
         bad = np.zeros_like(foreign)
         size = f"{self.columns} columns from lane {{}}, column {{}} on"
         for rule, which, text in (
