@@ -139,12 +139,7 @@ class Trace:
     def executed(self) -> frozenset[int]:
         """Indices into ``Kernel.body`` of the instructions that some warp reached."""
         blocks = {block for wave in self.waves for block, _ in wave.runs}
-        first = [0, *(block.last + 1 for block in self.program.blocks)]
-        return frozenset(
-            index
-            for block in blocks
-            for index in range(first[block], self.program.blocks[block].last + 1)
-        )
+        return frozenset(instr.index for block in blocks for instr in self.program.body_of(block))
 
     def shared_addresses(self) -> dict[int, dict[str, tuple[int, ...]]]:
         """Where instructions went in shared memory: by instruction, then "barrier" or "tile".

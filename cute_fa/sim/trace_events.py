@@ -12,6 +12,7 @@ from cute_fa.sim.addresses import RANK_SHIFT, SHARED_OFFSET_MASK
 from cute_fa.sim.boxes import map_at
 from cute_fa.sim.isa import Decoded, Mask
 from cute_fa.sim.isa.mbarrier import groups
+from cute_fa.sim.umma_instruction import decode
 
 if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext
@@ -23,12 +24,14 @@ class Event:
 
     Attributes:
         kind: "init", "arrive", "expect", "wait" (mbarriers); "sync", "named arrive" (named
-            barriers); "load", "store" (bulk and tensor copies); "cluster arrive", "cluster wait".
+            barriers); "load", "store" (bulk and tensor copies); "cluster arrive", "cluster wait";
+            "product", "commit" (tcgen05).
         barrier: (CTA slot, offset) of an mbarrier, or (CTA slot, number) of a named barrier.
         count: arrivals, or threads that a named barrier expects.
-        nbytes: announced or copied.
+        nbytes: announced, copied, or read from shared memory by a product.
         parity: of the phase that was waited for.
         tile: offset in shared memory of a copy's destination or source.
+        flops: of a product; bits: width of its operands' elements; ctas: that share it.
     """
 
     kind: str
@@ -37,6 +40,9 @@ class Event:
     nbytes: int = 0
     parity: int = 0
     tile: int | None = None
+    flops: int = 0
+    bits: int = 0
+    ctas: int = 1
 
 
 Extracted = dict[tuple[int, int], tuple[Event, ...]]  # (CTA slot, warp) → events
@@ -190,10 +196,45 @@ def _signals(found: _Collection, c: int, signal: int, ranks: int | None) -> list
     ]
 
 
+_BITS = {"f16": 16, "tf32": 32, "mxf4": 4, "mxf4nvf4": 4}
+
+
+def _tcgen05_mma(
+    handler: Any, ctx: BlockContext, mask: Mask, sources: Sequence[Any], out: Any
+) -> Extracted:
+    found = _Collection(ctx)
+    for at in handler.threads(ctx, mask):
+        form = decode(int(sources[3][at]), handler.kind)
+        bits = _BITS.get(handler.kind, 8)
+        rows = form.n + (0 if handler.a_in_tmem else form.m)
+        event = Event(
+            "product",
+            nbytes=rows * form.k * bits // 8,
+            flops=2 * form.m * form.n * form.k,
+            bits=bits,
+            ctas=2 if handler.pair else 1,
+        )
+        found.add(at[0], at[1], event)
+    return found.result()
+
+
+def _tcgen05_commit(
+    handler: Any, ctx: BlockContext, mask: Mask, sources: Sequence[Any], out: Any
+) -> Extracted:
+    found = _Collection(ctx)
+    for at in handler.threads(ctx, mask):
+        ranks = int(sources[1][at]) if handler.multicast else None
+        for bar in _signals(found, at[1], int(sources[0][at]), ranks):
+            found.add(at[0], at[1], Event("commit", bar, count=1))
+    return found.result()
+
+
 EXTRACTORS: dict[str, Extractor] = {
     "mbarrier": _mbarrier,
     "barrier": _barrier,
     "tensor_copy": _tensor_copy,
     "bulk_copy": _bulk_copy,
+    "tcgen05_mma": _tcgen05_mma,
+    "tcgen05_commit": _tcgen05_commit,
 }
 """By the class under which an instruction is counted."""
