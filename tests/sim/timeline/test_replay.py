@@ -103,7 +103,7 @@ def test_products_take_the_tensor_core_one_after_another():
     assert one.cycles > groups * (4 * product + H100.tensor_latency)
     two = timeline(products(groups), threads=256, checks=False)
     assert two.cycles < 1.9 * one.cycles  # one waits while the other's products run
-    assert two.units["tensor core"] > 1.5 * one.units["tensor core"]
+    assert two.units["tensor core"] > 1.3 * one.units["tensor core"]
 
 
 def test_roles_share_out_the_time():
