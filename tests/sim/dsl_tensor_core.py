@@ -24,16 +24,25 @@ class TensorCoreGemm:
         dtype: of A and B; C is float32.
         group: CTAs that work on one tile.
         tile_m, tile_n: of the group.
+        transposed: A and B are given with m and n as their contiguous dimensions.
     """
 
-    def __init__(self, dtype: type, group: int = 1, tile_m: int = 128, tile_n: int = 64) -> None:
+    def __init__(
+        self,
+        dtype: type,
+        group: int = 1,
+        tile_m: int = 128,
+        tile_n: int = 64,
+        transposed: bool = False,
+    ) -> None:
         self.dtype, self.group = dtype, group
+        self.major = OperandMajorMode.MN if transposed else OperandMajorMode.K
         self.cta_group = tcgen05.CtaGroup.ONE if group == 1 else tcgen05.CtaGroup.TWO
         self.tile = tile_m, tile_n, TILE_K_BYTES * 8 // dtype.width
 
     @cute.jit
     def __call__(self, a: cute.Tensor, b: cute.Tensor, c: cute.Tensor):
-        major = OperandMajorMode.K
+        major = self.major
         mma = sm100.make_trivial_tiled_mma(
             self.dtype, self.dtype, major, major, cutlass.Float32, self.cta_group, self.tile[:2]
         )

@@ -18,6 +18,9 @@ CASES = {
     "e4m3": (cutlass.Float8E4M3FN, torch.float8_e4m3fn, 1, 128, 64),
     "pair, m 256": (cutlass.BFloat16, torch.bfloat16, 2, 256, 128),
     "pair, m 128": (cutlass.Float16, torch.float16, 2, 128, 64),
+    "bf16, transposed": (cutlass.BFloat16, torch.bfloat16, 1, 128, 64, True),
+    "tf32, transposed": (cutlass.TFloat32, torch.float32, 1, 128, 64, True),
+    "pair, transposed": (cutlass.Float16, torch.float16, 2, 256, 64, True),
 }
 
 
@@ -30,13 +33,15 @@ def as_tensor(x: torch.Tensor, element: type) -> Any:
 
 @pytest.mark.parametrize("case", CASES)
 def test_gemm_of_small_integers_is_exact(case: str) -> None:
-    dtype, kind, group, tile_m, tile_n = CASES[case]
+    dtype, kind, group, tile_m, tile_n, *transposed = CASES[case]
     generator = torch.Generator().manual_seed(3)
     m, n, k = 2 * tile_m, 2 * tile_n, 3 * 1024 // dtype.width
     a, b = (
         torch.randint(-3, 4, (rows, k), generator=generator).float().to(kind) for rows in (m, n)
     )
-    gemm = TensorCoreGemm(dtype, group, tile_m, tile_n)
+    if transposed:
+        a, b = a.T.contiguous().T, b.T.contiguous().T
+    gemm = TensorCoreGemm(dtype, group, tile_m, tile_n, *transposed)
 
     want = (a.double() @ b.double().T).float()
     for completion in ("eager", "late", "random"):
