@@ -21,7 +21,7 @@ from cute_fa.sim.engines import bulk_row
 from cute_fa.sim.isa import Subsystem, subsystem
 from cute_fa.sim.mbarriers import Mbarrier, Mbarriers
 from cute_fa.sim.memory import WORDS, poison
-from cute_fa.sim.tensor_map import swizzled_chunks
+from cute_fa.sim.tensor_map import TensorMap, swizzled_chunks
 
 if TYPE_CHECKING:
     from cute_fa.sim.lanes import LaneSet
@@ -38,6 +38,7 @@ class Target:
         slot: the CTA's slot; array, index: the elements of the wave's shared memory, in order.
         area: the same for the shadow; None if it is not active.
         signal: the barrier that counts the bytes when they are written.
+        counted: how many it counts: not the padding of packed elements.
     """
 
     slot: int
@@ -46,6 +47,11 @@ class Target:
     index: slice | np.ndarray
     area: Area | None
     signal: Mbarrier | None = None
+    counted: int = -1
+
+    def __post_init__(self) -> None:
+        if self.counted < 0:
+            self.counted = self.nbytes
 
     @classmethod
     def bytes(
@@ -69,21 +75,24 @@ class Target:
         ctx: BlockContext,
         slot: int,
         offset: int,
-        nbytes: int,
-        swizzle: int,
+        tensor: TensorMap,
         signal: Mbarrier | None = None,
     ) -> Target:
-        """The box of a tensor copy: ``nbytes`` from ``offset`` on, its 16-byte chunks swizzled."""
+        """The box of a tensor copy, from ``offset`` on, its 16-byte chunks swizzled."""
+        nbytes, swizzle = tensor.shared_bytes, tensor.swizzle
         if not swizzle:
-            return cls.bytes(ctx, slot, offset, nbytes, signal)
+            target = cls.bytes(ctx, slot, offset, nbytes, signal)
+            target.counted = tensor.box_bytes
+            return target
         areas: AsyncShadow = ctx.subsystem(AsyncShadow.name)
-        chunks = swizzled_chunks(offset, nbytes, swizzle)
+        chunks = swizzled_chunks(offset, nbytes, swizzle, tensor.atom)
         area = None
         if areas.active:
             whole = offset % 128 == 0 and nbytes % 128 == 0  # the swizzle stays within 128 bytes
             area = areas.span(slot, offset, nbytes) if whole else areas.chunks(slot, chunks)
         words = ctx.wave.smem.reshape(-1).view(WORDS[CHUNK])
-        return cls(slot, nbytes, words, chunks + slot * areas.row_bytes // CHUNK, area, signal)
+        index = chunks + slot * areas.row_bytes // CHUNK
+        return cls(slot, nbytes, words, index, area, signal, tensor.box_bytes)
 
     def write(self, data: np.ndarray) -> None:
         """Store bytes, uint8 in order."""
@@ -136,7 +145,7 @@ def land(
             if target.area is not None:
                 bar.landing.append((target.area, instr))
             if ctx.wave.alive[:, target.slot].any():
-                table.complete(ctx, bar, target.nbytes, issuer.slot, issuer.first)
+                table.complete(ctx, bar, target.counted, issuer.slot, issuer.first)
             else:
                 text = "a copy arrives in a CTA whose threads have all exited"
                 report_warp(ctx, "exited-cta-access", text, issuer.slot, issuer.first, instr=instr)

@@ -5,9 +5,17 @@ from __future__ import annotations
 import ctypes
 
 from cute_fa.errors import InvalidArgumentError
-from cute_fa.sim.tensor_map import ELEMENT_BYTES, TYPES, TensorMap, driver_type, encode
+from cute_fa.sim.tensor_map import (
+    ELEMENT_BYTES,
+    PACKED,
+    TYPES,
+    TensorMap,
+    driver_type,
+    encode,
+)
 
-_SWIZZLES = (0, 32, 64, 128)  # CUtensorMapSwizzle; the variants of 128 bytes are not simulated
+# CUtensorMapSwizzle → span and atom; 5 exchanges 8-byte halves, which is not simulated.
+_SWIZZLES = {0: (0, 16), 1: (32, 16), 2: (64, 16), 3: (128, 16), 4: (128, 32), 6: (128, 64)}
 
 
 class TensorMapRequest(ctypes.Structure):
@@ -34,24 +42,28 @@ def encode_request(request: TensorMapRequest) -> bytes:
         InvalidArgumentError: for what the driver would refuse, and for what is not simulated.
     """
     rank = request.rank
-    if not 1 <= rank <= 5 or not 0 <= request.swizzle < len(_SWIZZLES):
+    if not 1 <= rank <= 5 or request.swizzle not in _SWIZZLES:
         raise InvalidArgumentError(
             "a tensor map that is not simulated",
             got=f"rank {rank}, swizzle {request.swizzle}",
-            expected="1 to 5 dimensions, swizzles of 0, 32, 64 and 128 bytes",
+            expected="1 to 5 dimensions, swizzles of 0, 32, 64 and 128 bytes without flips",
         )
     kind = driver_type(request.data_type)
-    element = ELEMENT_BYTES[TYPES.index(kind)]
+    element = ELEMENT_BYTES[TYPES.index("f32" if kind == "tf32" else kind)]
+    bits = PACKED[kind][0] if kind in PACKED else 8  # counted in bytes
+    swizzle, atom = _SWIZZLES[request.swizzle]
+    extents, box = ([x[i] for i in range(rank)] for x in (request.extents, request.box))
     return encode(
         TensorMap(
             address=request.address,
             kind=kind,
             element=element,
-            extents=tuple(request.extents[i] for i in range(rank)),
+            extents=(extents[0] * bits // 8, *extents[1:]),
             strides=(element, *(request.strides[i] for i in range(rank - 1))),
-            box=tuple(request.box[i] for i in range(rank)),
+            box=(box[0] * bits // 8, *box[1:]),
             steps=tuple(request.steps[i] for i in range(rank)),
-            swizzle=_SWIZZLES[request.swizzle],
+            swizzle=swizzle,
             fill_nan=bool(request.fill),
+            atom=atom,
         )
     )

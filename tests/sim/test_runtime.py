@@ -316,7 +316,7 @@ def test_device_memory_is_host_memory(stub: ctypes.CDLL) -> None:
     assert target.raw[:5] == b"zzcd\0"
 
 
-@pytest.mark.parametrize("swizzle", [0, 3, 4])
+@pytest.mark.parametrize("swizzle", [0, 3, 4, 5])
 def test_tensor_maps_are_encoded_for_programs_that_ask_the_driver(
     stub: ctypes.CDLL, call: RecordingCall, swizzle: int
 ) -> None:
@@ -327,12 +327,13 @@ def test_tensor_maps_are_encoded_for_programs_that_ask_the_driver(
     address = ctypes.c_void_p(0x7F00_0000_1000)
     shape = extents, strides, box, steps
     error = stub._cuTensorMapEncodeTiled(out, 9, 2, address, *shape, 0, swizzle, 2, 1)
-    if swizzle == 4:
+    if swizzle == 5:
         assert error == 1
         return
     assert error == 0
+    span, atom = {0: (0, 16), 3: (128, 16), 4: (128, 32)}[swizzle]
     assert decode(out.raw) == TensorMap(
-        0x7F00_0000_1000, "bf16", 2, (100, 40), (2, 208), (64, 8), (1, 2), 128 * (swizzle > 0), True
+        0x7F00_0000_1000, "bf16", 2, (100, 40), (2, 208), (64, 8), (1, 2), span, True, atom
     )
 
 

@@ -20,7 +20,8 @@ from cute_fa.sim.boxes import Box, map_at
 from cute_fa.sim.bulk import BulkGroups, Target, land
 from cute_fa.sim.isa import Mask, effect
 from cute_fa.sim.isa.bulk_copy import BulkInstruction, Thread
-from cute_fa.sim.tensor_map import TensorMap
+from cute_fa.sim.memory import Region
+from cute_fa.sim.tensor_map import TensorMap, expand
 
 if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext
@@ -76,7 +77,9 @@ class TensorCopy(BulkInstruction):
             if tensor is None:
                 continue
             ctx.counters.add("tensor_copies", 1)
-            box = Box(tensor, tuple(int(x[at]) for x in coordinates))
+            box = self._box(ctx, thread, tensor, tuple(int(x[at]) for x in coordinates))
+            if box is None:
+                continue
             if self.loads:
                 ranks = int(sources[3][at]) if self.multicast else None
                 self._load(ctx, thread, box, int(shared[at]), int(sources[2][at]), ranks)
@@ -99,6 +102,17 @@ class TensorCopy(BulkInstruction):
             return None
         return tensor
 
+    @staticmethod
+    def _box(
+        ctx: BlockContext, thread: Thread, tensor: TensorMap, coordinates: tuple[int, ...]
+    ) -> Box | None:
+        """The box at these coordinates, if it may be there."""
+        try:
+            return Box(tensor, (tensor.first_byte(coordinates[0]), *coordinates[1:]))
+        except InvalidArgumentError as error:
+            report_warp(ctx, "bulk-operands", str(error), thread[0], thread[1])
+            return None
+
     def _load(
         self,
         ctx: BlockContext,
@@ -108,14 +122,14 @@ class TensorCopy(BulkInstruction):
         signal: int,
         ranks: int | None,
     ) -> None:
-        nbytes, swizzle = box.tensor.box_bytes, box.tensor.swizzle
+        nbytes = box.tensor.shared_bytes
         targets = []
         if ranks is None:
             self._check_signal(ctx, thread, address >> RANK_SHIFT, signal >> RANK_SHIFT)
         for slot, offset, bar in self.targets(thread, ctx, address, signal, ranks):
             where = int(ctx.wave.cta_rank[slot]) << RANK_SHIFT | offset
             if self.shared_place(ctx, thread, where, nbytes, SHARED_ALIGNMENT) is not None:
-                targets.append(Target.box(ctx, slot, offset, nbytes, swizzle, bar))
+                targets.append(Target.box(ctx, slot, offset, box.tensor, bar))
         region = None
         if box.inside is not None:
             region = self.global_region(ctx, thread, box)
@@ -124,7 +138,7 @@ class TensorCopy(BulkInstruction):
         if targets:
             self.count(ctx, "read", box, nbytes * len(targets))
             issuer = Issuer(thread[0], thread[1], thread[1] + 1)
-            land(ctx, issuer, targets, partial(box.read, region))
+            land(ctx, issuer, targets, partial(_fetch, box, region))
 
     def _check_signal(self, ctx: BlockContext, thread: Thread, place: int, signal: int) -> None:
         """The barrier is in the destination's CTA, or with ``.cta_group::2`` in its pair."""
@@ -135,10 +149,14 @@ class TensorCopy(BulkInstruction):
 
     def _store(self, ctx: BlockContext, thread: Thread, box: Box, address: int) -> None:
         nbytes = box.tensor.box_bytes
+        if box.tensor.padded:
+            text = f"elements of {box.tensor.kind} are only copied into shared memory"
+            report_warp(ctx, "bulk-operands", text, thread[0], thread[1])
+            return
         place = self.shared_place(ctx, thread, address, nbytes, SHARED_ALIGNMENT)
         if place is None:
             return
-        source = Target.box(ctx, *place, nbytes, box.tensor.swizzle)
+        source = Target.box(ctx, *place, box.tensor)
         self.count(ctx, "written", box, nbytes)
         unit: BulkGroups = ctx.subsystem(BulkGroups.name)
         if box.inside is None:
@@ -148,6 +166,11 @@ class TensorCopy(BulkInstruction):
         if region is not None:
             emit = partial(box.write, region, operator=self.operator)
             unit.issue(ctx, thread, source, emit)
+
+
+def _fetch(box: Box, region: Region | None) -> np.ndarray:
+    """The bytes of a box as they lie in shared memory."""
+    return expand(box.read(region), box.tensor.padded)
 
 
 def _drop(data: np.ndarray) -> None:
