@@ -12,7 +12,7 @@ next instruction starts:
 * a ``tcgen05.st``, until ``tcgen05.wait::st``;
 * a ``tcgen05.ld``, until ``tcgen05.wait::ld`` or until its registers have been used;
 * what the tensor core does, until somebody has waited for a commit behind it. Its operations follow
-  one another in the order of its queue.
+  one another in the order of its queue; those of different warps need an order of their issue.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ GRANULES = QUARTERS * 2  # of a column
 _ALWAYS = np.uint32(0xFFFF_FFFF)
 
 Index = tuple[int, slice, slice | np.ndarray]
-Flight = tuple[int, int, int, bytes, int, bool]  # slot, columns, granules, agent, writes
+Flight = tuple[int, int, int, bytes, int, bool]
+"""Slot, first column, column behind the last, lanes, agent, whether it writes."""
 
 
 @dataclass(eq=False)
@@ -100,11 +101,13 @@ class TensorShadow:
         flat = (wave.num_ctas, COLUMNS, GRANULES)
         self._area_writes = self._writes.reshape(flat)
         self._area_reads = self._reads.reshape(-1, *flat)
+        # When operations of the tensor core were issued: the last one that read, and that wrote.
+        self._issues = np.zeros((2, *flat), np.uint32)
         self._stores: list[Unwaited] = []
         self._loads: list[Unwaited] = []
         self._used_loads: list[Unwaited] = []
-        # Operations of the tensor core that have not been carried out: how many of each.
-        self._flights: dict[Flight, int] = {}
+        # Operations of the tensor core on their way: how many of each, and who issued the last.
+        self._flights: dict[Flight, tuple[int, int]] = {}
         agents = (wave.num_warps, wave.num_ctas, clocks.agents)
         self._before = np.zeros(agents, np.uint32)  # ordered by each warp's last before-fence
         self._after = np.zeros(agents, np.uint32)  # what its next after-fence will order
@@ -119,6 +122,7 @@ class TensorShadow:
         assert clocks is not None
         self._writes[(self._writes != NEVER) & (self._writes < IN_FLIGHT)] = clocks.agents
         self._reads[self._reads < IN_FLIGHT] = 0
+        self._issues[...] = 0
         for table in (self._before, self._after, self._unfenced):
             table[...] = 0
 
@@ -222,8 +226,8 @@ class TensorShadow:
     def begin_read(self, ctx: BlockContext, issuer: Issuer, area: Area, row: int) -> None:
         """The tensor core is going to read an area."""
         agent = self._agent(row, issuer.slot)
-        if self._takes_off(area, agent, writes=False):
-            index = self._index(area)
+        index = self._index(area)
+        if self._takes_off(ctx, issuer, area, index, agent, writes=False):
             seen = self._known(issuer, agent)
             writes = self._area_writes[index]
             self._check_area(ctx, issuer, index, writes, seen, "write", reading=True)
@@ -234,9 +238,9 @@ class TensorShadow:
     ) -> None:
         """The tensor core is going to write an area."""
         agent = self._agent(row, issuer.slot)
-        if not self._takes_off(area, agent, writes=True):
-            return
         index = self._index(area)
+        if not self._takes_off(ctx, issuer, area, index, agent, writes=True):
+            return
         seen = self._known(issuer, agent)
         writes = self._area_writes[index]
         self._check_area(ctx, issuer, index, writes, seen, "write", reading=accumulates)
@@ -246,12 +250,41 @@ class TensorShadow:
             self._check_used_loads(ctx, issuer, index)
         self._area_writes[index] = self._flying + agent
 
-    def _takes_off(self, area: Area, agent: np.uint32, *, writes: bool) -> bool:
+    def _takes_off(
+        self,
+        ctx: BlockContext,
+        issuer: Issuer,
+        area: Area,
+        index: Index,
+        agent: np.uint32,
+        *,
+        writes: bool,
+    ) -> bool:
         """Count an operation; False if one like it is on its way, so that all has been checked."""
         key = self._flight(area, agent, writes)
-        count = self._flights.get(key, 0)
-        self._flights[key] = count + 1
+        count, warp = self._flights.get(key, (0, -1))
+        self._flights[key] = count + 1, issuer.first
+        if warp != issuer.first:
+            self._check_issue(ctx, issuer, index, writes=writes)
         return count == 0
+
+    def _check_issue(
+        self, ctx: BlockContext, issuer: Issuer, index: Index, *, writes: bool
+    ) -> None:
+        """Operations of two warps on the same cells have to be issued in an order."""
+        clocks = self._clocks()
+        assert clocks.tensor is not None
+        seen = clocks.seen[issuer.first, issuer.slot, clocks.tensor]
+        for number in (0, 1) if writes else (1,):
+            stamps = self._issues[number][index]
+            bad = (stamps >= seen[stamps % np.uint32(clocks.agents)]) & (stamps != 0)
+            if bad.any():
+                stamp = int(stamps[bad].max())
+                text = "two warps issue operations on the same tensor memory in no order"
+                other = self._site(issuer.slot, stamp, "operation")
+                report_warp(ctx, "tmem-race", text, issuer.slot, issuer.first, other=other)
+        event = clocks.access(ctx.instr.index)
+        self._issues[int(writes)][index] = event + clocks.agent[issuer.first, issuer.slot]
 
     def _flight(self, area: Area, agent: np.uint32, writes: bool) -> Flight:
         lanes, columns = area.lanes, area.columns
@@ -270,8 +303,9 @@ class TensorShadow:
         self, stamps: np.ndarray, area: Area, agent: np.uint32, event: np.uint32, *, writes: bool
     ) -> None:
         key = self._flight(area, agent, writes)
-        self._flights[key] -= 1
-        if self._flights[key]:
+        count, warp = self._flights[key]
+        if count > 1:
+            self._flights[key] = count - 1, warp
             return  # another one like it is still to come
         del self._flights[key]
         stamps[self._index(area)] = event + agent
@@ -489,19 +523,25 @@ class TensorShadow:
         """Report an access that conflicts with the one that left a stamp."""
         clocks = self._clocks()
         rule, text = self._verdict(clocks, issuer, stamp, what, reading)
-        other = None
+        other = self._site(issuer.slot, stamp, what)
+        report_warp(ctx, rule, text, issuer.slot, issuer.first, address=address, other=other)
+
+    def _site(self, slot: int, stamp: int, what: str) -> hazards.AccessSite | None:
+        """Where the access stands that left a stamp in the CTA of a slot, as far as is known."""
+        clocks = self._clocks()
         rank, row = divmod(stamp % clocks.agents, clocks.rows)
         warp = row if row < self.wave.num_warps else None
-        slot = issuer.slot - int(self.wave.cta_rank[issuer.slot]) + rank
+        slot += rank - int(self.wave.cta_rank[slot])
         number = clocks.instruction(stamp) if stamp < IN_FLIGHT else None
         if number is not None:
-            other = hazards.site(self.wave, self.wave.kernel.body[number], what, warp, slot)
-        elif warp is not None and stamp != NEVER:
-            for access in (*self._stores, *self._loads):
-                warps = access.piece.warps
-                if warps.start <= warp < warps.stop:
-                    other = hazards.site(self.wave, access.instr, what, warp, slot)
-        report_warp(ctx, rule, text, issuer.slot, issuer.first, address=address, other=other)
+            return hazards.site(self.wave, self.wave.kernel.body[number], what, warp, slot)
+        if warp is None or stamp == NEVER:
+            return None
+        for access in (*self._stores, *self._loads):
+            warps = access.piece.warps
+            if warps.start <= warp < warps.stop:
+                return hazards.site(self.wave, access.instr, what, warp, slot)
+        return None
 
     def _verdict(
         self, clocks: Clocks, issuer: Issuer, stamp: int, what: str, reading: bool

@@ -12,7 +12,7 @@ from tests.sim.tiny import Result, run
 from tests.sim.tmem_programs import alloc, dealloc
 
 POLICIES = pytest.mark.parametrize("completion", ["eager", "late", "random"])
-BAR, OTHER_BAR = 3072, 3080
+BAR, OTHER_BAR, SECOND_BAR = 3072, 3080, 3088
 WIDE = SharedDescriptor(1024 + 4096, 2048, 128).encode()
 DESCRIPTOR = SharedDescriptor(1024, 4096, 128).encode()  # shared memory begins at 1024
 
@@ -20,7 +20,9 @@ START = f"""
 setp.eq.u32 %p1, %tid, 0;
 @%p1 mbarrier.init.shared.b64 [%smem+{BAR}], 1;
 @%p1 mbarrier.init.shared.b64 [%smem+{OTHER_BAR}], 128;
+@%p1 mbarrier.init.shared.b64 [%smem+{SECOND_BAR}], 1;
 @%p1 fence.mbarrier_init.release.cluster;
+setp.eq.u32 %p7, %tid, 128;
 mov.u32 %r40, 1;
 """
 FILL_SHARED = """
@@ -45,6 +47,8 @@ COMMIT = (
     f"add.u32 %r44, %smem, {BAR};\n"
     "@%p1 tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%r44];\n"
 )
+AGAIN = (CP + COMMIT).replace("%p1", "%p7").replace(str(BAR), str(SECOND_BAR))
+"""The same by the first thread of warp 4, for a barrier of its own."""
 
 
 def wait_on(offset: int = BAR, form: str = "", label: str = "W") -> str:
@@ -93,6 +97,11 @@ CLEAN = {
         + "tcgen05.fence::after_thread_sync;\n"
         + LD
         + WAIT_LD,
+    ),
+    "copies of two warps in order": (
+        CP + COMMIT,
+        SYNC,
+        AGAIN + wait_on() + wait_on(SECOND_BAR, label="V") + LD + WAIT_LD,
     ),
     "a relaxed wait for a commit, then the fence": (
         CP + COMMIT,
@@ -173,6 +182,12 @@ WRONG = {
         "bar.sync 2, 128;\n" + SHIFT + COMMIT,
         wait_on(),
         "",
+    ),
+    "two warps issue copies in no order": (
+        "tmem-race",
+        CP + COMMIT,
+        "",
+        AGAIN + wait_on(),
     ),
     "relaxed arrival without the fence before it": (
         "missing-tcgen05-fence",
