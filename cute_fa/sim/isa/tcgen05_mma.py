@@ -211,7 +211,9 @@ class TensorMma(ThreadIssued):
                 a_scales=scales[0],
                 b_scales=scales[1],
             )
-            if mma.begin(ctx, queues.row):
+            if not mma.begin(ctx, queues.row):
+                mma.finish(ctx.wave, queues.row, np.uint32(0))  # what it began to access
+            else:
                 kind = form.a if form.a == form.b else f"{form.a}.{form.b}"
                 ctx.counters.add(f"mma_flops.{kind}", product.flops)
                 queues.issue(mma)
@@ -232,7 +234,8 @@ class TensorMma(ThreadIssued):
             if faults:
                 text = f"instruction descriptor {bits:#010x}: {'; '.join(faults)}"
                 report_warp(ctx, "tensor-descriptor", text, issuer.slot, issuer.first)
-                return None
+                if not form.reserved or len(faults) > 1:
+                    return None  # reserved bits alone leave the rest with its meaning
             self._forms[bits] = form
         return self._forms[bits]
 
