@@ -170,11 +170,7 @@ class KernelCache:
             for path in (self.root.parent, self.root, self.root / ".locks"):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise CacheError(
-                "the kernel cache cannot be written",
-                got=str(error),
-                fix="set CUTE_FA_CACHE_DIR to a directory of your own, or CUTE_FA_CACHE=0 for none",
-            ) from error
+            raise _unusable(str(error)) from error
         self._check_owner()
 
     def _check_owner(self) -> None:
@@ -182,6 +178,10 @@ class KernelCache:
             status = self.root.stat()
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise _unusable(str(error)) from error
+        if not stat.S_ISDIR(status.st_mode):
+            raise _unusable(f"{self.root} is not a directory")
         if status.st_uid != os.getuid():
             raise CacheError(
                 "the kernel cache belongs to another user; loading from it would run their code",
@@ -196,6 +196,14 @@ class KernelCache:
                 expected="mode 0700",
                 fix=f"chmod 700 {self.root}",
             )
+
+
+def _unusable(why: str) -> CacheError:
+    return CacheError(
+        "the kernel cache cannot be used where it is",
+        got=why,
+        fix="set CUTE_FA_CACHE_DIR to a directory of your own, or CUTE_FA_CACHE=0 for none",
+    )
 
 
 class _Damaged(Exception):

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from cute_fa.cli.arguments import add_json
 from cute_fa.cli.main import FAILED, OK
-from cute_fa.cli.output import duration, print_json, size, table
+from cute_fa.cli.output import count, duration, print_json, size, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def _ls(cache, as_json: bool) -> int:
     if entries:
         rows = [(e.key[:12], e.label, size(e.nbytes), f"{duration(age(e))} ago") for e in entries]
         print(table(["key", "kernel", "size", "used"], rows))
-    print(f"{len(entries)} kernels, {size(total)} in {cache.root}")
+    print(f"{count(len(entries), 'kernel')}, {size(total)} in {cache.root}")
     return OK
 
 
@@ -56,7 +56,7 @@ def _clear(cache, as_json: bool) -> int:
     if as_json:
         print_json({"path": str(cache.root), "removed": removed})
     else:
-        print(f"removed {removed} kernels from {cache.root}")
+        print(f"removed {count(removed, 'kernel')} from {cache.root}")
     return OK
 
 
@@ -68,7 +68,7 @@ def _verify(cache, as_json: bool) -> int:
     else:
         for key, problem in problems.items():
             print(f"{key[:12]}  {problem}; removed")
-        print(f"{checked} kernels checked, {len(problems)} damaged")
+        print(f"{count(checked, 'kernel')} checked, {len(problems)} damaged")
     return FAILED if problems else OK
 
 

@@ -17,7 +17,7 @@ from importlib import metadata
 
 from cute_fa.cli.arguments import add_json
 from cute_fa.cli.main import FAILED, OK
-from cute_fa.cli.output import print_json, size, styled
+from cute_fa.cli.output import count, print_json, size, styled
 from cute_fa.cli.progress import Progress
 from cute_fa.errors import CuteFAError, MissingToolError
 
@@ -181,7 +181,8 @@ def _cache() -> Iterator[Finding]:
     yield Finding(
         "cache",
         GOOD if writable else BAD,
-        f"{cache.root}: {len(entries)} kernels, {total}" + ("" if writable else "; not writable"),
+        f"{cache.root}: {count(len(entries), 'kernel')}, {total}"
+        + ("" if writable else "; not writable"),
         None if writable else "set CUTE_FA_CACHE_DIR to a directory of your own",
     )
 

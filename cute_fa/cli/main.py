@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 a check failed, 2 bad usage or input.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 
 import cute_fa
 from cute_fa.errors import (
+    BundleError,
     CacheError,
     CuteFAError,
     InvalidArgumentError,
@@ -28,7 +30,11 @@ _USAGE_ERRORS = (
     UnsupportedError,
     MissingToolError,
     CacheError,
+    BundleError,
 )
+
+# Where the output goes is full; an error of a file has that file's name.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 # command → (module, help); a module has add_arguments(parser) and run(args) -> exit code
 COMMANDS = {
@@ -37,7 +43,10 @@ COMMANDS = {
     "compile": ("compile", "compile kernels for any architecture and show their resources"),
     "run": ("run", "run a problem and check it against the reference"),
     "inspect": ("inspect", "what the compiler made of a kernel"),
+    "diff": ("diff", "what two kernels differ in"),
     "sim": ("sim", "run a problem on the simulator and show what it counted and found"),
+    "bench": ("bench", "time the forward beside other libraries on a GPU, or a launch's cost"),
+    "aot": ("aot", "compile kernels into a bundle that needs no compiler, or check one"),
     "cache": ("cache", "the kernels kept on disk"),
 }
 
@@ -55,6 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone (cute-fa list | head); keep Python from flushing into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        if error.errno not in _NO_ROOM or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"cute-fa: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         return 130
 

@@ -74,6 +74,11 @@ def _cell(value: object) -> str:
     return str(value)
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things, "1 kernel" or "3 kernels"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def size(nbytes: int) -> str:
     """Bytes for people, in binary units."""
     value = float(nbytes)

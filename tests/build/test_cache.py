@@ -194,3 +194,18 @@ def test_the_lock_holds_across_processes_and_clear(cache: KernelCache) -> None:
             with _locked(cache.root / ".locks" / KEY, blocking=False) as free:
                 assert not free
             second.stdin.close()
+
+
+@pytest.mark.parametrize("inner", [".", "kernels", "below/kernels"])
+def test_a_file_where_the_cache_should_be(tmp_path: Path, inner: str) -> None:
+    """Every operation says so, as an error of this package."""
+    (tmp_path / "file").write_text("not a directory")
+    cache = KernelCache(tmp_path / "file" / inner)
+
+    def lock() -> None:
+        with cache.lock(KEY):
+            pass
+
+    for operation in (cache.entries, cache.verify, cache.clear, lock, lambda: cache.load(KEY)):
+        with pytest.raises(CacheError, match=r"cannot be used where it is(.|\n)*CUTE_FA_CACHE_DIR"):
+            operation()

@@ -179,3 +179,18 @@ def test_a_library_that_does_not_load_is_an_error(
     monkeypatch.setattr(host_module, "_linked", lambda *arguments: bad)
     with pytest.raises(CompileError, match="does not load"):
         load_host("sim", compiled.host_object, tmp_path)
+
+
+def test_a_kernel_compiled_on_a_simulated_device_is_like_any_other(tiny: KernelEntry) -> None:
+    """Its artefacts are the same, and on "cuda" it goes to the real runtime."""
+    with sim.Device("sm_80"):
+        inside = compile("tiny", arch="sm_80", dtype="half", head_dim=64, use_cache=False)
+    outside = compile("tiny", arch="sm_80", dtype="half", head_dim=64, use_cache=False)
+    assert (inside.ptx, inside.cubin) == (outside.ptx, outside.cubin)
+    assert inside.host_object == outside.host_object
+    recorder = Recorder()
+    with runtime().running(recorder), no_gpu():
+        inside.host("cuda")(*[tensors.to_tvm_ffi(x) for x in torch.zeros(2, 8)])
+    assert recorder.requests == []
+    recorder.call(inside.host("sim"), *torch.zeros(2, 8))
+    assert len(recorder.requests) == 1

@@ -36,7 +36,7 @@ def test_path(cache: KernelCache, capsys: pytest.CaptureFixture[str]) -> None:
 def test_ls(cache: KernelCache, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache", "ls"]) == 0
     text = capsys.readouterr().out
-    assert "fa2 fwd sm_80" in text and KEY[:12] in text and "1 kernels" in text
+    assert "fa2 fwd sm_80" in text and KEY[:12] in text and "1 kernel, " in text
     assert main(["cache", "ls", "--json"]) == 0
     listed = document(capsys)
     assert [entry["key"] for entry in listed["entries"]] == [KEY]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -121,3 +123,21 @@ def test_light_commands_load_no_heavy_package(argv: list[str]) -> None:
 
 def test_exit_codes_are_the_documented_ones() -> None:
     assert (cli.OK, cli.FAILED, cli.USAGE) == (0, 1, 2)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device here")
+@pytest.mark.parametrize("argv", [["list"], ["list", "--json"], ["cache", "path"]])
+def test_a_full_disk_is_told_without_a_traceback(argv: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "cute_fa", *argv], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert result.returncode == cli.USAGE
+    assert result.stderr.startswith("cute-fa: the output cannot be written: No space left")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_error_of_a_file_is_not_taken_for_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(OSError(errno.ENOSPC, "full", "/some/file"), monkeypatch)
+    with pytest.raises(OSError, match="/some/file"):
+        main(["list"])

@@ -107,3 +107,8 @@ def test_a_progress_line_fits_the_terminal() -> None:
     bar.update(1, "a very long label " * 10)
     assert len(bar.render(3.0, 60)) == 59
     assert Progress("waiting").render(3.2, 60) == "waiting 3 s"
+
+
+def test_counted_things() -> None:
+    counted = [output.count(number, "kernel") for number in (0, 1, 2, 12345)]
+    assert counted == ["0 kernels", "1 kernel", "2 kernels", "12,345 kernels"]

@@ -1,0 +1,77 @@
+"""``cute-fa aot``: write a bundle, verify it, and say what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cute_fa.build import presets
+from cute_fa.cli.main import main
+from cute_fa.problem import KernelVariant
+
+WISHES = (
+    presets.Wish(KernelVariant("bfloat16", 32, 32), ("fa2",)),
+    presets.Wish(KernelVariant("bfloat16", 32, 32), ("fa3",)),
+)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"few": presets.Preset("tests", lambda: iter(WISHES))}
+    monkeypatch.setattr(presets, "PRESETS", table)
+
+
+def test_write_and_verify(cute_fa, few: None, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    write = ("aot", "-a", "sm_80", "-p", "few", "-o", str(folder), "--no-runtime", "-j", "1")
+    code, text = cute_fa(*write)
+    assert code == 0
+    assert "2 small problems" in text and "left out: 1 that no kernel serves" in text
+    code, document = cute_fa(*write, "--no-agreement", "--json")
+    assert code == 0 and document["agreement_cases"] == document["runtime_bytes"] == 0
+    assert [kernel["label"] for kernel in document["kernels"]] == ["fa2 fwd sm_80 bfloat16 d32"]
+    assert "fa3 fwd sm_80" in document["left_out"][0]
+    size = sum(path.stat().st_size for path in folder.rglob("*.*") if path.name != "manifest.json")
+    assert document["bytes"] == size
+
+    code, text = cute_fa("aot", "--verify", str(folder))
+    assert code == 0 and "every file is whole" in text and "CUDA driver" in text
+    next(folder.glob("kernels/*.so")).write_bytes(b"damage")
+    assert main(["aot", "--verify", str(folder)]) == 2
+
+
+def test_bad_usage(few: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, what in (
+        (["-a", "sm_80", "-p", "no-such", "-o", str(tmp_path / "b")], "unknown preset"),
+        (["-a", "sm_80", "-p", "few", "-o", str(tmp_path.parent)], "in the way"),
+        (["-a", "sm_80,sm_42", "-p", "few", "-o", str(tmp_path / "b")], "unknown architecture"),
+        (["--verify", str(tmp_path)], "not a bundle"),
+    ):
+        assert main(["aot", *argv]) == 2
+        assert what in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["aot", "-o", "a", "--verify", "b"])
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100a"])
+def test_the_presets_are_served(arch: str) -> None:
+    """Every rung of the architecture is in each preset, nothing twice, candidates beside their
+    default."""
+    for name in ("benchmark", "check", "tune", "all"):
+        selected, left_out = presets.select([name], [arch])
+        requests = [each.request for each in selected]
+        keys = {(r.entry.name, r.variant, r.config) for r in requests}
+        assert len(keys) == len(requests)
+        assert all(each.reason for each in left_out)
+    everything = presets.select(["all"], [arch])[0]
+    defaults = {
+        (s.request.entry.name, s.request.variant) for s in everything if s.role == "default"
+    }
+    candidates = [s for s in everything if s.role == "candidate"]
+    assert candidates
+    assert {(s.request.entry.name, s.request.variant) for s in candidates} <= defaults
+    rungs = {s.request.entry.generation for s in everything}
+    assert rungs == {"sm_80": {"fa1", "fa2"}, "sm_90a": {"fa1", "fa2", "fa3"}}.get(
+        arch, {"fa1", "fa2", "fa4"}
+    )
