@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _BITS = {"f16": 16, "bf16": 16, "tf32": 32}
 _LANES = 128
-_COLUMN_BITS = 32
+CELL_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Product:
     @cached_property
     def a_columns(self) -> int:
         """Columns of tensor memory that one instruction's A takes."""
-        return self.form.k * self._bits(self.form.a) // _COLUMN_BITS
+        return self.form.k * self._bits(self.form.a) // (8 * CELL_BYTES)
 
     @cached_property
     def chains(self) -> bool:
@@ -112,6 +112,25 @@ class Product:
     def flops(self) -> int:
         """Multiply-adds of one instruction, times two."""
         return 2 * self.form.m * self.form.n * self.form.k
+
+    @cached_property
+    def shared_bytes(self) -> int:
+        """Bytes of operands that one instruction reads from shared memory, in all CTAs."""
+        layouts = [self.b_layout] if self.a_in_tmem else [self.b_layout, self.a_layout]
+        rows = sum(layout.rows for layout in layouts)
+        return rows * self.b_layout.chunks * CHUNK * (2 if self.pair else 1)
+
+    @cached_property
+    def a_bytes(self) -> int:
+        """Bytes of A that it reads from tensor memory."""
+        lanes = sum(self.layout.rows for _ in self.layout.parts)
+        width = self.a_columns * CELL_BYTES if self.a_in_tmem else 0
+        return lanes * width * (2 if self.pair else 1)
+
+    @cached_property
+    def d_bytes(self) -> int:
+        """Bytes of tensor memory that D takes."""
+        return self.form.m * self.form.n * CELL_BYTES
 
 
 @lru_cache(maxsize=4096)

@@ -68,7 +68,11 @@ def test_operand_layouts(
     assert np.any(want)
     np.testing.assert_array_equal(accumulators(seen[0], m, n, d, 40), want)
     types = a if a == b else f"{a}.{b}"
-    assert got.launch.counters[f"mma_flops.{types}"] == 2 * m * n * k
+    counters = got.launch.counters
+    assert counters[f"mma_flops.{types}"] == 2 * m * n * k
+    assert counters["mma_shared_bytes_read"] == 32 * (m + n)  # each row's k extent is 32 bytes
+    assert counters["mma_tmem_bytes_written"] == 4 * m * n
+    assert counters["mma_tmem_bytes_read"] == 0
 
 
 @POLICIES
@@ -178,6 +182,8 @@ def test_a_in_tensor_memory(kind: str, a: str, m: int, group: int, completion: s
             want[row, where] = (lane_values(a, raw[cta, :, lane]) @ b_rows.T)[where]
     got_d = accumulators(seen[0], m, n, "f32", pair=group == 2)
     np.testing.assert_array_equal(got_d, want)
+    lanes = m * group  # of both CTAs of a pair
+    assert got.launch.counters["mma_tmem_bytes_read"] == 4 * (2 * 8 * lanes + m * n)
 
 
 def random_words(kind: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -214,9 +214,18 @@ class TensorMma(ThreadIssued):
             if not mma.begin(ctx, queues.row):
                 mma.finish(ctx.wave, queues.row, np.uint32(0))  # what it began to access
             else:
-                kind = form.a if form.a == form.b else f"{form.a}.{form.b}"
-                ctx.counters.add(f"mma_flops.{kind}", product.flops)
+                self._count(ctx, mma)
                 queues.issue(mma)
+
+    @staticmethod
+    def _count(ctx: BlockContext, mma: Mma) -> None:
+        product, form = mma.product, mma.product.form
+        kind = form.a if form.a == form.b else f"{form.a}.{form.b}"
+        ctx.counters.add(f"mma_flops.{kind}", product.flops)
+        ctx.counters.add("mma_shared_bytes_read", product.shared_bytes)
+        old = product.d_bytes if mma.accumulate else 0
+        ctx.counters.add("mma_tmem_bytes_read", product.a_bytes + old)
+        ctx.counters.add("mma_tmem_bytes_written", product.d_bytes)
 
     def _form(self, ctx: BlockContext, bits: int, issuer: Issuer) -> InstructionDescriptor | None:
         """The instruction descriptor; None, reported, if the ISA does not allow it."""
