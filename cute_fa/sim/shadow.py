@@ -25,7 +25,7 @@ from cute_fa.sim.accesses import is_strong, shared_access_bytes
 from cute_fa.sim.engines import engine_rows, uses_tensor_memory
 from cute_fa.sim.isa import Subsystem, subsystem
 from cute_fa.sim.race import IN_FLIGHT, LIVE_BARRIER, NEVER, Clocks
-from cute_fa.sim.tensor_shadow import RULES as TENSOR_RULES
+from cute_fa.sim.tensor_stamps import RULES as TENSOR_RULES
 
 if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext, Wave

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from cute_fa import ptx
 
+_LOST = "<overwritten>"
 _ARRIVALS = ("arrive", "arrive_drop")
 _HARMLESS = ("ld", "wait::ld", "wait::st", "fence::after_thread_sync", "alloc")
 
@@ -43,8 +44,11 @@ def used_loads(kernel: ptx.Kernel) -> frozenset[int]:
     blocks = ptx.basic_blocks(kernel, lambda instr: False)
     home = {i: number for number, b in enumerate(blocks) for i in range(b.start, b.stop)}
     reads = [frozenset(ptx.uses(instr)) for instr in kernel.body]
+    writes = [frozenset(ptx.defs(instr)) for instr in kernel.body]
     return frozenset(
-        load.index for load in loads if _is_used(kernel, blocks, home[load.index], load, reads)
+        load.index
+        for load in loads
+        if _is_used(kernel, blocks, home[load.index], load, reads, writes)
     )
 
 
@@ -54,6 +58,7 @@ def _is_used(
     home: int,
     load: ptx.Instr,
     reads: list[frozenset[str]],
+    writes: list[frozenset[str]],
 ) -> bool:
     def walk(start: int, stop: int, left: frozenset[str]) -> frozenset[str] | None:
         """Registers still unused behind a stretch of instructions; None: others were let on."""
@@ -61,6 +66,8 @@ def _is_used(
             left -= reads[instr.index]
             if not left or _ends(instr):
                 return frozenset()
+            if left & writes[instr.index]:  # what is overwritten is not used any more
+                left = left - writes[instr.index] | {_LOST}
             if _lets_others_on(instr):
                 return None
         return left

@@ -199,14 +199,6 @@ class TensorMemory(Subsystem):
         if not self.eager:
             self._fly(-1)[area.slot, area.columns][:, area.lanes] -= 1
 
-    def begin_commit(self, issuer: Issuer) -> np.ndarray | None:
-        """What a commit that is issued now passes on of its issuer; None without race checks."""
-        return self.shadow.begin_commit(issuer) if self.shadow.active else None
-
-    def finish_commit(self, known: np.ndarray | None, row: int, slot: int) -> np.ndarray | None:
-        """The same once everything before the commit is done: the knowledge of its arrivals."""
-        return None if known is None else self.shadow.finish_commit(known, row, slot)
-
     def _fly(self, change: int) -> np.ndarray:
         """Count an area under an asynchronous write; returns the count of each cell."""
         if self.flying is None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cute_fa.sim import hazards
-from cute_fa.sim.tensor_shadow import RULES
+from cute_fa.sim.tensor_stamps import RULES
 from cute_fa.sim.umma_descriptors import SharedDescriptor
 from tests.sim.tiny import Result, run
 from tests.sim.tmem_programs import alloc, dealloc
