@@ -199,6 +199,12 @@ _RULES = (
     ),
     Rule("cluster-launch", ERROR, "cluster launch control against the rules of PTX ISA 9.7.13.17"),
     Rule("tensor-descriptor", ERROR, "a tcgen05 descriptor or address that the ISA does not allow"),
+    Rule(
+        "tensor-reserved-bits",
+        # Shipped programs set bit 29, which later architectures give a meaning.
+        WARNING,
+        "a tcgen05 instruction descriptor sets bits that the ISA reserves",
+    ),
     Rule("tensor-cta-group", ERROR, "CTA groups mixed in one kernel, or a pair that is none"),
     Rule("tensor-scale-factors", ERROR, "scale factors that differ between lane partitions"),
     Rule("tensor-uncommitted", ERROR, "a thread exits with tcgen05 work that no commit tracks"),

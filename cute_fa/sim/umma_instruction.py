@@ -77,7 +77,7 @@ class InstructionDescriptor:
         return -1 if self.negate_a != self.negate_b else 1
 
     def faults(self, *, pair: bool, ws: bool, scale_vector: int = 0) -> list[str]:
-        """Everything that the ISA does not allow.
+        """Everything that the ISA does not allow, but for reserved bits.
 
         Args:
             pair: ``.cta_group::2``; ws: ``.ws``.
@@ -88,8 +88,6 @@ class InstructionDescriptor:
             found.append(f"undefined element types (D {self.d}, A {self.a}, B {self.b})")
         if self.d == "f16" and "bf16" in (self.a, self.b):
             found.append("f16 accumulators with bf16 inputs")
-        if self.reserved:
-            found.append(f"reserved bits {self.reserved:#010x} are set")
         found += self._shape_faults(pair, ws)
         found += self._operand_faults(pair)
         if self.kind in BLOCK_SCALED:

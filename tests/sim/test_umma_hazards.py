@@ -143,7 +143,6 @@ DESCRIPTORS = {
     "bf16 into f16": (
         instruction("f16", 128, N, "bf16", "bf16", "f16"), LEFT.encode(), "f16 accumulators",
     ),
-    "reserved": (IDESC | 1 << 29, LEFT.encode(), "reserved bits"),
     "saturated floats": (IDESC | 1 << 3, LEFT.encode(), "saturation"),
     "swizzle 3": (IDESC, LEFT.encode() | 3 << 61, "swizzling mode"),
     "no version": (IDESC, mutated(constants=(0, 0)), "must be 0b001"),
@@ -161,6 +160,16 @@ def test_bad_descriptors_are_reported(case: str) -> None:
     got = kernel(BEFORE + product(idesc, a) + commit() + WAIT + FREE)
     assert got.rules == ["tensor-descriptor"]
     assert text in got.launch.hazards[0].message
+
+
+def test_reserved_bits_are_reported_and_change_nothing() -> None:
+    results = [
+        kernel(BEFORE + product(idesc) + commit() + WAIT + AFTER)
+        for idesc in (IDESC, IDESC | 1 << 29)
+    ]
+    assert [result.rules for result in results] == [[], ["tensor-reserved-bits"]]
+    assert results[1].launch.hazards[0].severity == "warning"
+    np.testing.assert_array_equal(results[0].out, results[1].out)
 
 
 def test_an_accumulator_at_a_lane_that_its_layout_does_not_begin_at() -> None:

@@ -243,8 +243,10 @@ class TensorMma(ThreadIssued):
             if faults:
                 text = f"instruction descriptor {bits:#010x}: {'; '.join(faults)}"
                 report_warp(ctx, "tensor-descriptor", text, issuer.slot, issuer.first)
-                if not form.reserved or len(faults) > 1:
-                    return None  # reserved bits alone leave the rest with its meaning
+                return None
+            if form.reserved:
+                text = f"instruction descriptor {bits:#010x}: {form.reserved:#010x} is reserved"
+                report_warp(ctx, "tensor-reserved-bits", text, issuer.slot, issuer.first)
             self._forms[bits] = form
         return self._forms[bits]
 
