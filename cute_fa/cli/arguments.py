@@ -10,6 +10,7 @@ from cute_fa.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from cute_fa.problem import AttentionProblem
+    from cute_fa.varlen import Packing, VarlenProblem
 
 
 def add_json(parser: argparse._ActionsContainer) -> None:
@@ -33,8 +34,8 @@ def add_variant(parser: argparse.ArgumentParser) -> None:
 def add_problem(parser: argparse.ArgumentParser) -> None:
     """One attention problem: shapes, dtype, masking."""
     shapes = parser.add_argument_group("problem")
-    shapes.add_argument("-b", "--batch", type=int, default=1)
-    shapes.add_argument("-s", "--seqlen", type=int, default=128, help="of queries, and of keys")
+    shapes.add_argument("-b", "--batch", type=int, help="default 1")
+    shapes.add_argument("-s", "--seqlen", type=int, help="of queries, and of keys; default 128")
     shapes.add_argument("--seqlen-k", type=int, help="of keys, if it differs")
     shapes.add_argument("-H", "--heads", type=int, default=2, help="query heads")
     shapes.add_argument("--heads-k", type=int, help="K/V heads, if fewer (GQA, MQA)")
@@ -43,6 +44,19 @@ def add_problem(parser: argparse.ArgumentParser) -> None:
     shapes.add_argument("--dtype", default="bfloat16", help="bfloat16 (default) or float16")
     shapes.add_argument("--scale", type=float, help="softmax scale; default head_dim ** -0.5")
     add_variant(parser)
+    packed = parser.add_argument_group("packed sequences, in place of --batch and --seqlen")
+    packed.add_argument(
+        "--varlen",
+        nargs="?",
+        const="",
+        metavar="LENGTHS",
+        help="how many queries, and keys, each sequence has, as 100,0,37; none with --random",
+    )
+    packed.add_argument("--varlen-k", metavar="LENGTHS", help="how many keys, if it differs")
+    for side, what in (("q", "queries"), ("k", "keys")):
+        packed.add_argument(
+            f"--seqused-{side}", metavar="LENGTHS", help=f"how many of each one's {what} count"
+        )
 
 
 def add_simulation(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +81,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def problem_of(args: argparse.Namespace) -> AttentionProblem:
+def problem_of(args: argparse.Namespace) -> AttentionProblem | VarlenProblem:
     """The problem that ``add_problem``'s arguments describe.
 
     Raises:
@@ -75,12 +89,15 @@ def problem_of(args: argparse.Namespace) -> AttentionProblem:
     """
     from cute_fa.build.compile import dtype_name
     from cute_fa.problem import AttentionProblem, normalise_window
+    from cute_fa.varlen import VarlenProblem
 
+    packing = _packing_of(args)
     left, right = normalise_window(args.causal, tuple(args.window))
-    return AttentionProblem(
-        batch=args.batch,
-        seqlen_q=args.seqlen,
-        seqlen_k=args.seqlen if args.seqlen_k is None else args.seqlen_k,
+    seqlen = 128 if args.seqlen is None else args.seqlen
+    problem = AttentionProblem(
+        batch=1 if args.batch is None else args.batch,
+        seqlen_q=seqlen,
+        seqlen_k=seqlen if args.seqlen_k is None else args.seqlen_k,
         heads_q=args.heads,
         heads_k=args.heads if args.heads_k is None else args.heads_k,
         head_dim=args.head_dim,
@@ -92,6 +109,45 @@ def problem_of(args: argparse.Namespace) -> AttentionProblem:
         softcap=args.softcap,
         softmax_scale=args.scale,
     )
+    return problem if packing is None else VarlenProblem.of(problem, packing)
+
+
+def _packing_of(args: argparse.Namespace) -> Packing | None:
+    """The packed sequences that the arguments describe, if any."""
+    from cute_fa.varlen import Packing
+
+    if args.varlen is None:
+        for name in ("varlen_k", "seqused_q", "seqused_k"):
+            if getattr(args, name) is not None:
+                raise InvalidArgumentError(
+                    f"--{name.replace('_', '-')} belongs to packed sequences",
+                    expected="--varlen LENGTHS with it",
+                )
+        return None
+    for name in ("batch", "seqlen", "seqlen_k"):
+        if getattr(args, name) is not None:
+            raise InvalidArgumentError(
+                f"--{name.replace('_', '-')} is of dense tensors",
+                got=f"it and --varlen {args.varlen}",
+                expected="one of them",
+            )
+    lengths_q = _lengths("--varlen", args.varlen)
+    lengths_k = lengths_q if args.varlen_k is None else _lengths("--varlen-k", args.varlen_k)
+    used_q, used_k = (
+        None if text is None else _lengths(name, text)
+        for name, text in (("--seqused-q", args.seqused_q), ("--seqused-k", args.seqused_k))
+    )
+    return Packing.of_lengths(lengths_q, lengths_k, used_q, used_k)
+
+
+def _lengths(name: str, text: str) -> list[int]:
+    """Comma-separated numbers."""
+    lengths = words(text)
+    if not lengths or not all(word.isdecimal() for word in lengths):
+        raise InvalidArgumentError(
+            f"{name} is no list of lengths", got=repr(text), expected="as 100,0,37"
+        )
+    return [int(word) for word in lengths]
 
 
 def settings(items: list[str]) -> dict[str, Any]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from cute_fa.cli import arguments
 from cute_fa.cli.main import FAILED, OK
 from cute_fa.cli.output import duration, pairs, print_json, size, styled, table
 from cute_fa.cli.progress import Progress
-from cute_fa.cli.simulate import Result, Settings, run_case
+from cute_fa.cli.simulate import Result, Settings, require_memory, run_case
 from cute_fa.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from cute_fa.testing import Case, ErrorReport
 
+SHOWN_LENGTHS = 6
 SHOWN_COUNTERS = ("warp_instructions", "exponentials", "mma_flops", "barrier_waits")
 
 
@@ -71,10 +73,22 @@ def settings_of(args: argparse.Namespace, backend: str = "sim") -> Settings:
 
 
 def describe(case: Case) -> str:
-    """A problem in one line: B Sq×Sk Hq/Hk D dtype and masks."""
-    p = case.problem
+    """A problem in one line: B Sq×Sk, or that of each packed sequence, Hq/Hk D dtype, masks."""
+    from cute_fa.varlen import VarlenProblem
+
+    words = []
+    if isinstance(case.problem, VarlenProblem):
+        p, packing = case.problem.padded, case.problem.require_packing()
+        words.append("varlen")
+        lengths = zip(packing.rows_q, packing.rows_k, strict=True)
+        words += [f"{len(q)}×{len(k)}" for q, k in islice(lengths, SHOWN_LENGTHS)]
+        if packing.batch > SHOWN_LENGTHS:
+            words.append(f"… {packing.batch} sequences")
+    else:
+        p = case.problem
+        words += [f"b{p.batch}", f"s{p.seqlen_q}×{p.seqlen_k}"]
     dims = f"d{p.head_dim}" if p.head_dim == p.head_dim_v else f"d{p.head_dim}/{p.head_dim_v}"
-    words = [f"b{p.batch}", f"s{p.seqlen_q}×{p.seqlen_k}", f"h{p.heads_q}/{p.heads_k}", dims]
+    words += [f"h{p.heads_q}/{p.heads_k}", dims]
     words.append(p.dtype)
     if p.causal:
         words.append("causal")
@@ -95,15 +109,30 @@ def _cases(args: argparse.Namespace) -> list[Case]:
         return [Case("problem", arguments.problem_of(args), args.seed)]
     if args.random < 1:
         raise InvalidArgumentError("--random is not usable", got=args.random, expected="≥ 1")
-    return random_problems(args.random, args.seed)
+    if args.varlen:
+        raise InvalidArgumentError(
+            "--random draws its own lengths", got=f"--varlen {args.varlen}", expected="--varlen"
+        )
+    return random_problems(args.random, args.seed, varlen=args.varlen is not None)
 
 
 def _check(case: Case, settings: Settings) -> tuple[Result, ErrorReport]:
     from cute_fa.testing import check_attention
 
+    _require_memory_of_reference(case)
     result = run_case(case, settings)
     report = check_attention(result.out, result.lse, *result.inputs, case.problem, repro=case.repro)
     return result, report
+
+
+def _require_memory_of_reference(case: Case) -> None:
+    """The fp64 reference keeps whole matrices of scores: each, masked, as weights, and again."""
+    from cute_fa.varlen import VarlenProblem
+
+    problem = case.problem
+    one_by_one = problem.sequences() if isinstance(problem, VarlenProblem) else (problem,)
+    scores = max((p.batch * p.heads_q * p.seqlen_q * p.seqlen_k for p in one_by_one), default=0)
+    require_memory("scores of the fp64 reference", 4 * 8 * scores)
 
 
 def _document(case: Case, result: Result, report: ErrorReport) -> dict[str, Any]:

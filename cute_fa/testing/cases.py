@@ -61,15 +61,21 @@ class Case:
 
 
 def call_arguments(problem: AttentionProblem | VarlenProblem) -> dict[str, Any]:
-    """Masking, softcap and scale of a problem as ``flash_attn_func`` and the references take them;
-    of packed sequences also their lengths, as ``flash_attn_varlen_func`` does."""
-    if isinstance(problem, VarlenProblem):
-        return {**call_arguments(problem.padded), **length_arguments(problem)}
+    """What ``flash_attn_func`` takes beside the tensors to solve a problem; of packed sequences
+    also their lengths, as ``flash_attn_varlen_func`` does."""
+    lengths = length_arguments(problem) if isinstance(problem, VarlenProblem) else {}
+    return {**mask_arguments(problem), **lengths}
+
+
+def mask_arguments(problem: AttentionProblem | VarlenProblem) -> dict[str, Any]:
+    """Masking, softcap and scale of a problem as the public functions and the references take
+    them."""
+    p = problem.padded if isinstance(problem, VarlenProblem) else problem
     return {
-        "causal": problem.causal,
-        "window_size": (problem.window_left, problem.window_right),
-        "softcap": problem.softcap,
-        "softmax_scale": problem.softmax_scale,
+        "causal": p.causal,
+        "window_size": (p.window_left, p.window_right),
+        "softcap": p.softcap,
+        "softmax_scale": p.softmax_scale,
     }
 
 

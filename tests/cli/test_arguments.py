@@ -9,9 +9,10 @@ import pytest
 from cute_fa.cli import arguments
 from cute_fa.errors import CuteFAError, InvalidArgumentError
 from cute_fa.problem import AttentionProblem
+from cute_fa.varlen import Packing, VarlenProblem
 
 
-def parse(*argv: str) -> AttentionProblem:
+def parse(*argv: str) -> AttentionProblem | VarlenProblem:
     parser = argparse.ArgumentParser()
     arguments.add_problem(parser)
     return arguments.problem_of(parser.parse_args(argv))
@@ -34,6 +35,35 @@ def test_every_argument_reaches_the_problem() -> None:
 def test_a_right_window_without_causal() -> None:
     problem = parse("--window", "-1", "5")
     assert problem.window == (None, 5)
+
+
+def test_packed_sequences() -> None:
+    base = AttentionProblem(1, 1, 1, 2, 2, 64, 64, "bfloat16", causal=True, window_right=0)
+    assert parse("--varlen", "3, 0,5", "--causal") == VarlenProblem.of(
+        base, Packing.of_lengths((3, 0, 5), (3, 0, 5))
+    )
+    argv = "--varlen 3,0 --varlen-k 7,9 --seqused-q 2,0 --seqused-k 7,0 --causal"
+    assert parse(*argv.split()) == VarlenProblem.of(
+        base, Packing.of_lengths((3, 0), (7, 9), (2, 0), (7, 0))
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("--varlen", "--varlen is no list of lengths"),
+        ("--varlen 3,x", "--varlen is no list of lengths"),
+        ("--varlen 3,4 --varlen-k 3", "different batches"),
+        ("--varlen 3 --seqused-q 4", "no part of its sequence"),
+        ("--varlen 3 --batch 2", "--batch is of dense tensors"),
+        ("--varlen 3 -s 2", "--seqlen is of dense tensors"),
+        ("--seqused-k 3", "--seqused-k belongs to packed sequences"),
+        ("--varlen-k 3", "--varlen-k belongs to packed sequences"),
+    ],
+)
+def test_what_is_no_packing_is_refused(argv: str, words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=words):
+        parse(*argv.split())
 
 
 @pytest.mark.parametrize(

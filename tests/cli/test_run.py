@@ -11,6 +11,7 @@ from cute_fa.cli import run as run_module
 from cute_fa.cli.main import main
 from cute_fa.problem import AttentionProblem
 from cute_fa.testing import Case
+from cute_fa.varlen import Packing, VarlenProblem
 
 SMALL = ("-g", "fa2", "-s", "40", "--seqlen-k", "70", "-H", "2", "--heads-k", "1", "-d", "32")
 
@@ -40,16 +41,40 @@ def test_run_prints_errors_bytes_and_counters(cute_fa) -> None:
 def test_run_at_random_gives_one_row_each(cute_fa, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
 
-    def few(count: int, seed: int) -> list[Case]:
-        drawn.append((count, seed))
+    def few(count: int, seed: int, *, varlen: bool) -> list[Case]:
+        drawn.append((count, seed, varlen))
         problem = AttentionProblem(1, 9, 9, 1, 1, 32, 32, "bfloat16")
         return [Case(f"random-{seed}-{number}", problem, seed) for number in range(count)]
 
     monkeypatch.setattr("cute_fa.testing.random_problems", few)
     code, text = cute_fa("run", "-g", "fa2", "--random", "2", "--seed", "3")
-    assert code == 0 and drawn == [(2, 3)]
+    assert code == 0 and drawn == [(2, 3, False)]
     assert [line.split()[0] for line in text.splitlines()[1:3]] == ["random-3-0", "random-3-1"]
     assert text.splitlines()[-1] == "2 of 2 passed on sm_80"
+
+
+def test_run_packed_sequences(cute_fa) -> None:
+    sizes = ("--varlen", "5,0,40", "--varlen-k", "9,3,70", "--seqused-k", "9,0,60")
+    heads = ("-g", "fa2", "-H", "2", "--heads-k", "1", "-d", "32")
+    code, text = cute_fa("run", *sizes, *heads, "--causal")
+    assert code == 0 and "varlen 5×9 0×0 40×60 h2/1 d32" in text and "passed" in text
+    code, document = cute_fa("run", *sizes, *heads, "--causal", "--json")
+    [result] = document["runs"]
+    assert code == 0 and result["problem"]["packing"]["seqused_k"] == [9, 0, 60]
+    assert result["counters"]["global_bytes_written"] == 45 * 2 * (32 * 2 + 4)
+    code, text = cute_fa("sim", *sizes, *heads, "--causal")
+    assert code == 0 and "grid" in text and "0 hazards" in text
+
+
+def test_run_packed_sequences_at_random(cute_fa) -> None:
+    code, document = cute_fa("run", "-g", "fa2", "--varlen", "--random", "1", "--json")
+    assert code == 0 and "packing" in document["runs"][0]["problem"]
+
+
+def test_a_long_batch_is_told_in_short() -> None:
+    problem = AttentionProblem(1, 1, 1, 1, 1, 32, 32, "bfloat16")
+    packed = VarlenProblem.of(problem, Packing.of_lengths(range(9), range(9)))
+    assert "5×5 … 9 sequences h1/1" in run_module.describe(Case("long", packed))
 
 
 def test_a_wrong_result_fails(cute_fa, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +119,9 @@ def test_nothing_to_compute(cute_fa) -> None:
         (("-g", "fa7"), "fa7"),
         (("--dtype", "fp8"), "dtype"),
         (("--random", "0"), "--random"),
+        (("--random", "2", "--varlen", "5"), "--random draws its own lengths"),
+        (("-s", "100000000"), "scores of the fp64 reference do not fit into memory"),
+        (("-s", "10000000000", "--seqlen-k", "0"), "inputs and outputs do not fit into memory"),
     ],
 )
 def test_bad_input_is_2(
