@@ -12,9 +12,9 @@ G is there where the query heads of a group share a tile (``blocks.pack_gqa``), 
 groups.
 
 Sequences that stand one behind the other have no edge between them, so one is made. The dimension
-``box`` is only as long as a box is high, and has the stride of T. A copy that wants the first n rows
-of a box begins at box − n, where all but n rows are outside, and takes back in T what it goes too
-far: from row r on, its coordinates are (box − n, r + n), and row i of it is row
+``box`` is only as long as a box is high, and has the stride of T. A copy that wants the first n
+rows of a box begins at box − n, where all but n rows are outside, and takes back in T what it goes
+too far: from row r on, its coordinates are (box − n, r + n), and row i of it is row
 
     (box − n + i) + (r + n) − box = r + i        of the tensor, i < n,
 

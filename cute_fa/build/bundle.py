@@ -170,6 +170,14 @@ class Bundle:
                 return name
         raise self._no_kernel(generation, target, variant)
 
+    def check_variant(self, generation: str, target: Target, variant: KernelVariant) -> None:
+        """That a kernel of the bundle serves a variant.
+
+        Raises:
+            UnsupportedError: none does.
+        """
+        self.kernel(generation, target.arch, variant)
+
     def kernel(self, generation: str, arch: str, variant: KernelVariant) -> BundleKernel:
         """The kernel that serves a variant on an architecture: the tuned one, or the default.
 

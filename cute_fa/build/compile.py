@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from cute_fa.problem import (
     AttentionProblem,
     KernelVariant,
     check_flag,
+    check_integer,
     normalise_window,
 )
 from cute_fa.target import Target, get_target
@@ -102,6 +103,7 @@ def compile(
     varlen: bool = False,
     seqused_q: bool = False,
     seqused_k: bool = False,
+    packed_group: int = 1,
     line_info: bool = False,
     use_cache: bool = True,
     **config: Any,
@@ -122,6 +124,7 @@ def compile(
         softcap: only whether it is above 0 matters here.
         varlen: for packed sequences (T, H, D), as ``flash_attn_varlen_func`` takes them.
         seqused_q, seqused_k: whether such a call says how much of each sequence counts.
+        packed_group: query heads of a K/V head that share row tiles.
         line_info: relate PTX and SASS to source lines; compiles to another kernel.
         use_cache: False compiles anew and stores nothing.
         config: fields of the kernel's config to set, e.g. ``tile_n=64``.
@@ -145,6 +148,7 @@ def compile(
         varlen=varlen,
         seqused_q=seqused_q,
         seqused_k=seqused_k,
+        packed_group=packed_group,
         line_info=line_info,
         **config,
     )
@@ -156,11 +160,13 @@ def make_request(generation: str, direction: str, **arguments: Any) -> Request:
     target = get_target(arguments.pop("arch"))
     line_info = arguments.pop("line_info", False)
     check_flag("line_info", line_info)
+    group = check_integer("packed_group", arguments.pop("packed_group", 1))
     problem = _problem(arguments)
     if generation == "auto":
         generation = choose_generation(problem, target, direction=direction)
     entry = find(generation, direction)
-    request = Request(entry, problem.variant, target, arguments, line_info)
+    variant = replace(problem.variant, packed_group=group)
+    request = Request(entry, variant, target, arguments, line_info)
     request.config  # noqa: B018  raises if the kernel does not serve the variant
     return request
 

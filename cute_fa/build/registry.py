@@ -38,6 +38,8 @@ class KernelEntry:
         summary: the idea in a few words.
         features: what it serves, in words.
         automatic: whether ``generation="auto"`` may choose it.
+        preference: "module:function", ``function(problem)`` being how many query heads had better
+            share row tiles; None for a kernel that does not pack them.
         exp2_error: relative error of its exponentials beyond a few fp32 roundings, which its LSE
             may show (``testing.check_attention``).
     """
@@ -53,10 +55,15 @@ class KernelEntry:
     features: tuple[str, ...]
     automatic: bool = True
     exp2_error: float = 0.0
+    preference: str | None = None
 
     @property
     def name(self) -> str:
         return f"{self.generation} {self.direction}"
+
+    def preferred_group(self, problem: Problem) -> int:
+        """How many query heads of a K/V head had better share row tiles; 1 for none."""
+        return 1 if self.preference is None else load(self.preference)(problem)
 
     def config(self, variant: KernelVariant, target: Target, overrides: Mapping[str, Any]) -> Any:
         """The kernel's config for a variant on a target, with some of its fields replaced.
@@ -135,9 +142,10 @@ KERNELS: tuple[KernelEntry, ...] = (
         kernel="cute_fa.fa3.fwd:Fa3Fwd",
         arguments="cute_fa.fa3.fwd:fake_arguments",
         pick="cute_fa.fa3.config:pick_fwd",
+        preference="cute_fa.fa3.config:preferred_group",
         sources=("cute_fa.fa3", "cute_fa.blocks"),
         summary="TMA and wgmma by specialised warps; softmax beside the products",
-        features=(*_FEATURES, "varlen"),
+        features=(*_FEATURES, "varlen", "packed GQA"),
     ),
     KernelEntry(
         generation="fa4",
@@ -148,7 +156,7 @@ KERNELS: tuple[KernelEntry, ...] = (
         pick="cute_fa.fa4.config:pick_fwd",
         sources=("cute_fa.fa4", "cute_fa.blocks", "cute_fa.exp2"),
         summary="tcgen05 and tensor memory; exp2 on two units; O rescaled only when it matters",
-        features=_FEATURES,
+        features=(*_FEATURES, "varlen"),
         exp2_error=MAX_RELATIVE_ERROR,
     ),
 )

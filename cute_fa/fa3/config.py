@@ -8,8 +8,9 @@ from enum import IntEnum
 from cute_fa.blocks.plan import check_plan, check_served, requirements
 from cute_fa.blocks.tiles import WARP_THREADS, round_up, tile_bytes
 from cute_fa.errors import UnsupportedError
-from cute_fa.problem import DTYPE_BYTES, MAX_HEAD_DIM, KernelVariant
+from cute_fa.problem import DTYPE_BYTES, MAX_HEAD_DIM, AttentionProblem, KernelVariant
 from cute_fa.target import KIB, Target
+from cute_fa.varlen import VarlenProblem
 
 DTYPES = ("float16", "bfloat16")
 WARPGROUP_WARPS = 4
@@ -166,6 +167,15 @@ class Fa3FwdConfig:
     @property
     def num_consumer_warps(self) -> int:
         return WARPGROUP_WARPS * self.num_consumers
+
+    @property
+    def roles(self) -> dict[str, range]:
+        """Warps of a CTA by role, in warp order."""
+        consumers = {
+            f"consumer{w}": range(WARPGROUP_WARPS * (w + 1), WARPGROUP_WARPS * (w + 2))
+            for w in range(self.num_consumers)
+        }
+        return {"load": range(1), "idle": range(1, WARPGROUP_WARPS), **consumers}
 
     # -- registers
 
@@ -341,6 +351,25 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
         smem_limit_bytes=target.smem_per_block_bytes,
     )
     return with_own_o(config) if config.is_persistent else config
+
+
+def preferred_group(problem: AttentionProblem | VarlenProblem) -> int:
+    """How many query heads of a K/V head had better share row tiles: all G, or 1.
+
+    All if that makes fewer tiles: ⌈Sq·G / M⌉ for a K/V head, against G·⌈Sq / M⌉, each of which
+    passes over the same K and V. Packed sequences are counted as if all had the mean length.
+    """
+    if isinstance(problem, VarlenProblem):
+        padded = problem.padded
+        queries = -(-problem.total_q // max(padded.batch, 1))
+    else:
+        padded, queries = problem, problem.seqlen_q
+    group = padded.heads_q // padded.heads_k
+    if STRIP_ROWS % group:
+        return 1
+    tile_m = STRIP_ROWS * tile_choice(padded.variant).num_consumers
+    saves = -(-queries * group // tile_m) < group * -(-queries // tile_m)
+    return group if saves else 1
 
 
 def with_own_o(config: Fa3FwdConfig) -> Fa3FwdConfig:

@@ -275,17 +275,15 @@ def _round(src: cute.Tensor, dst: cute.Tensor) -> None:
 def _open_turns(consumer: Consumer):
     """Consumer 0 begins: the first turn comes from the one before it in the cycle."""
     cfg = consumer.cta.config
-    if cutlass.const_expr(cfg.has_turns):
-        if consumer.number == cfg.num_consumers - 1:
-            _arrive_turn(cutlass.Int32(0))
+    if consumer.number == cfg.num_consumers - 1:
+        _arrive_turn(consumer, cutlass.Int32(0))
 
 
 @cute.jit
 def _close_turns(consumer: Consumer):
     """Take back the turn that nobody takes, so that every arrival has met its wait."""
-    if cutlass.const_expr(consumer.cta.config.has_turns):
-        if consumer.number == 0:
-            _await_turn(consumer)
+    if consumer.number == 0:
+        _await_turn(consumer)
 
 
 @cute.jit
@@ -301,18 +299,18 @@ def _await_turn(consumer: Consumer):
 @cute.jit
 def _pass_turn(consumer: Consumer):
     """Let the next consumer issue."""
-    cfg = consumer.cta.config
-    if cutlass.const_expr(cfg.has_turns):
-        following = consumer.number + 1
-        if consumer.number == cfg.num_consumers - 1:
-            following = cutlass.Int32(0)
-        _arrive_turn(following)
+    following = consumer.number + 1
+    if consumer.number == consumer.cta.config.num_consumers - 1:
+        following = cutlass.Int32(0)
+    _arrive_turn(consumer, following)
 
 
-def _arrive_turn(consumer: cutlass.Int32) -> None:
-    cute.arch.barrier_arrive(
-        barrier_id=int(Fa3FwdBarrier.TURN) + consumer, number_of_threads=2 * WARPGROUP_THREADS
-    )
+def _arrive_turn(consumer: Consumer, following: cutlass.Int32) -> None:
+    if consumer.cta.config.has_turns:
+        cute.arch.barrier_arrive(
+            barrier_id=int(Fa3FwdBarrier.TURN) + following,
+            number_of_threads=2 * WARPGROUP_THREADS,
+        )
 
 
 def _strip_barrier(consumer: Consumer) -> None:

@@ -7,7 +7,7 @@ mend it. Nothing is repaired silently: a copy, a cast or another kernel is the c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from cute_fa.ops import sources
 from cute_fa.problem import (
     KERNEL_DTYPES,
     AttentionProblem,
+    KernelVariant,
     check_flag,
     normalise_window,
 )
@@ -60,6 +61,7 @@ class Options:
     backend: str = "auto"
     arch: str | Target | None = None
     kernels: str | None = None
+    pack_gqa: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Call:
         backend: "cuda" or "sim".
         has_work: False if there is no output element, or no column to attend to.
         kernels: of the options.
+        packed_group: query heads of a K/V head that share row tiles.
     """
 
     problem: AttentionProblem | VarlenProblem
@@ -81,6 +84,15 @@ class Call:
     backend: str
     has_work: bool
     kernels: str | None = None
+    packed_group: int = 1
+
+    @property
+    def variant(self) -> KernelVariant:
+        """What the kernel has to be compiled for."""
+        variant = self.problem.variant
+        return (
+            replace(variant, packed_group=self.packed_group) if self.packed_group > 1 else variant
+        )
 
     @property
     def padded(self) -> AttentionProblem:
@@ -110,7 +122,8 @@ def check_call(
     if has_work:
         check_launch(q, k, v, problem)
     generation = choose_generation(problem, target, options)
-    return Call(problem, generation, target, backend, has_work, options.kernels)
+    group = choose_packed_group(problem, target, generation, options)
+    return Call(problem, generation, target, backend, has_work, options.kernels, group)
 
 
 def settle(
@@ -243,6 +256,8 @@ def _check_rank(name: str, x: Tensor, is_packed: bool) -> None:
 def check_names(options: Options) -> None:
     """Flags, and names of generations and backends."""
     check_flag("causal", options.causal, CAUSAL_HINT)
+    if options.pack_gqa is not None:
+        check_flag("pack_gqa", options.pack_gqa, "None lets the library decide")
     for name, value, known in (
         ("generation", options.generation, GENERATIONS),
         ("backend", options.backend, BACKENDS),
@@ -370,6 +385,25 @@ def choose_generation(
         UnsupportedError: nothing serves the problem there, or not the generation asked for.
     """
     return sources.generation(problem, target, options.generation, options.kernels)
+
+
+def choose_packed_group(
+    problem: AttentionProblem | VarlenProblem, target: Target, generation: str, options: Options
+) -> int:
+    """How many query heads of a K/V head share row tiles: all of them, or 1.
+
+    Raises:
+        UnsupportedError: ``pack_gqa`` is True, and no kernel packs this many.
+    """
+    padded = problem.padded if isinstance(problem, VarlenProblem) else problem
+    heads = padded.heads_q // padded.heads_k
+    if heads == 1 or options.pack_gqa is False:
+        return 1
+    if options.pack_gqa is None:
+        return sources.packed_group(problem, target, generation, options.kernels)
+    variant = replace(problem.variant, packed_group=heads)
+    sources.source(options.kernels).check_variant(generation, target, variant)
+    return heads
 
 
 def check_memory(q: Tensor, k: Tensor, v: Tensor) -> None:

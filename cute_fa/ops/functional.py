@@ -34,6 +34,7 @@ def flash_attn_func(
     backend: str = "auto",
     arch: str | Target | None = None,
     kernels: LoadedBundle | None = None,
+    pack_gqa: bool | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(softmax_scale · q kᵀ) v by a compiled FlashAttention kernel.
 
@@ -65,6 +66,8 @@ def flash_attn_func(
         arch: the architecture to simulate, e.g. "sm_90a"; None for the entered device's, or else
             the generation's first ("sm_80" for FA1 and FA2).
         kernels: a bundle (``cute_fa.load_bundle``) whose kernels run; None compiles them here.
+        pack_gqa: whether the query heads of a K/V head share row tiles, which changes no result.
+            None: where the kernel can and it makes fewer tiles, as when there are few queries.
 
     Returns:
         out (B, Sq, Hq, Dv) in q's dtype; with ``return_lse`` also lse (B, Hq, Sq), fp32, natural
@@ -80,6 +83,7 @@ def flash_attn_func(
     options = Options(
         *(softmax_scale, causal, window_size, softcap, generation, backend, arch),
         kernels=sources.name_of(kernels),
+        pack_gqa=pack_gqa,
     )
     checks.check_flag("deterministic", deterministic)
     checks.check_flag("return_lse", return_lse)
@@ -143,6 +147,7 @@ def operator_options(options: Options) -> tuple[Any, ...]:
         options.backend,
         arch.arch if isinstance(arch, Target) else arch,
         options.kernels,
+        options.pack_gqa,
     )
 
 
@@ -150,7 +155,7 @@ torch.library.define(
     "cute_fa::fwd",
     "(Tensor q, Tensor k, Tensor v, float? softmax_scale, bool causal, SymInt window_left, "
     "SymInt window_right, float softcap, str generation, str backend, str? arch, "
-    "str? kernels) -> (Tensor out, Tensor lse)",
+    "str? kernels, bool? pack_gqa=None) -> (Tensor out, Tensor lse)",
 )
 
 
@@ -187,7 +192,9 @@ def options_of(
     backend: str,
     arch: str | None,
     kernels: str | None,
+    pack_gqa: bool | None = None,
 ) -> Options:
     """The options that ``operator_options`` wrote down."""
     window = (window_left, window_right)
-    return Options(softmax_scale, causal, window, softcap, generation, backend, arch, kernels)
+    places = (generation, backend, arch, kernels)
+    return Options(softmax_scale, causal, window, softcap, *places, pack_gqa)

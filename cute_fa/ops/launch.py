@@ -48,7 +48,7 @@ def entered_device() -> Device | None:
 
 def kernel_of(call: Call) -> Any:
     """The kernel that a checked call will run; compiled here if it has to be."""
-    return sources.kernel(call.generation, call.target.arch, call.problem.variant, call.kernels)
+    return sources.kernel(call.generation, call.target.arch, call.variant, call.kernels)
 
 
 def forward(

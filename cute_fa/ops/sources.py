@@ -6,10 +6,11 @@ Options and graphs of torch hold a source by its name, a plain string.
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from functools import cache
 from typing import Any, Protocol
 
-from cute_fa.errors import InvalidArgumentError, InvalidTypeError
+from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
 from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import Target
 from cute_fa.varlen import VarlenProblem
@@ -27,6 +28,13 @@ class KernelSource(Protocol):
             UnsupportedError: none does, or not the one asked for.
         """
 
+    def check_variant(self, generation: str, target: Target, variant: KernelVariant) -> None:
+        """That it has a kernel for a variant.
+
+        Raises:
+            UnsupportedError: it has none.
+        """
+
     def kernel(self, generation: str, arch: str, variant: KernelVariant) -> Any:
         """What launches it, with ``.host(backend)``, ``.ptx``, ``.arch`` and ``.config``."""
 
@@ -40,6 +48,11 @@ class Compiler:
         from cute_fa import build
 
         return build.choose_generation(problem, target, generation)
+
+    def check_variant(self, generation: str, target: Target, variant: KernelVariant) -> None:
+        from cute_fa.build import registry
+
+        registry.find(generation).config(variant, target, {})
 
     def kernel(self, generation: str, arch: str, variant: KernelVariant) -> Any:
         from cute_fa import build
@@ -115,6 +128,23 @@ def generation(
     return chosen
 
 
+def packed_group(
+    problem: AttentionProblem | VarlenProblem, target: Target, generation: str, name: str | None
+) -> int:
+    """How many query heads share row tiles if nobody says: what the rung prefers, where the source
+    has such a kernel."""
+    from cute_fa.build import registry
+
+    group = registry.find(generation).preferred_group(problem)
+    if group > 1:
+        try:
+            variant = replace(problem.variant, packed_group=group)
+            source(name).check_variant(generation, target, variant)
+        except UnsupportedError:
+            return 1
+    return group
+
+
 @cache
 def kernel(generation: str, arch: str, variant: KernelVariant, name: str | None) -> Any:
     """``kernel`` of a source, asked once for each."""
@@ -134,4 +164,5 @@ def variant_features(variant: KernelVariant) -> dict[str, Any]:
         "varlen": variant.is_varlen,
         "seqused_q": variant.has_seqused_q,
         "seqused_k": variant.has_seqused_k,
+        "packed_group": variant.packed_group,
     }

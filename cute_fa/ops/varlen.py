@@ -39,6 +39,7 @@ def flash_attn_varlen_func(
     backend: str = "auto",
     arch: str | Target | None = None,
     kernels: LoadedBundle | None = None,
+    pack_gqa: bool | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention within each of B sequences of different lengths, packed one behind the other.
 
@@ -75,7 +76,7 @@ def flash_attn_varlen_func(
             sequence b count. The rows behind them give 0 and -inf. None: all rows count.
         seqused_k: the same for k and v; rows that do not count are not looked at.
         softmax_scale, causal, window_size, softcap, deterministic, return_lse, generation, backend,
-            arch, kernels: as for ``flash_attn_func``.
+            arch, kernels, pack_gqa: as for ``flash_attn_func``.
 
     Returns:
         out (Tq, Hq, Dv) in q's dtype; with ``return_lse`` also lse (Hq, Tq), fp32, natural
@@ -91,6 +92,7 @@ def flash_attn_varlen_func(
     options = Options(
         *(softmax_scale, causal, window_size, softcap, generation, backend, arch),
         kernels=sources.name_of(kernels),
+        pack_gqa=pack_gqa,
     )
     lengths = Lengths(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q, seqused_k)
     checks.check_flag("deterministic", deterministic)
@@ -123,7 +125,8 @@ torch.library.define(
     "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
     "SymInt max_seqlen_q, SymInt max_seqlen_k, Tensor? seqused_q, Tensor? seqused_k, "
     "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, "
-    "str generation, str backend, str? arch, str? kernels) -> (Tensor out, Tensor lse)",
+    "str generation, str backend, str? arch, str? kernels, "
+    "bool? pack_gqa=None) -> (Tensor out, Tensor lse)",
 )
 
 

@@ -78,7 +78,8 @@ def check_varlen_call(
     if has_work:
         checks.check_launch(q, k, v, padded)
     generation = checks.choose_generation(problem, target, options)
-    return Call(problem, generation, target, backend, has_work, options.kernels)
+    group = checks.choose_packed_group(problem, target, generation, options)
+    return Call(problem, generation, target, backend, has_work, options.kernels, group)
 
 
 def check_lengths(q: Tensor, k: Tensor, lengths: Lengths) -> None:
