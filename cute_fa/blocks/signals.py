@@ -40,6 +40,12 @@ class Signal:
         tmem.fence_after_signal()
 
     @cute.jit
+    def wait_for_previous(self, slot, use):
+        """Wait for the use before ``use``, if there is one."""
+        if use > 0:
+            self.wait(slot, use - 1)
+
+    @cute.jit
     def arrive(self, slot):
         """A warp: what its threads have done so far is done."""
         tmem.fence_before_signal()

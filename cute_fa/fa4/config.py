@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from cute_fa.blocks.plan import check_plan, check_served, requirements
 from cute_fa.blocks.tiles import WARP_THREADS, round_up, tile_bytes
-from cute_fa.errors import UnsupportedError
+from cute_fa.errors import InvalidArgumentError, UnsupportedError
 from cute_fa.exp2 import CHUNK_COLUMNS, polynomial_pairs
 from cute_fa.problem import MAX_HEAD_DIM, KernelVariant
 from cute_fa.target import KIB, Target
@@ -71,6 +71,7 @@ class Fa4FwdConfig:
         has_softcap: scores pass through softcap·tanh(·/softcap).
         is_varlen, has_seqused_q, has_seqused_k: packed sequences, and whether only the first rows
             of each count.
+        packed_group: query heads of a K/V head that share a row tile (``blocks.pack_gqa``).
         num_q_tiles: Q tiles of 128 rows in flight. With two, each has a softmax warpgroup and an S
             buffer; with one, the softmax warpgroup takes the two S buffers in turn.
         tile_n: key columns of a block.
@@ -79,6 +80,9 @@ class Fa4FwdConfig:
             on the FMA pipe; the last chunk of a block has none, for nothing hides its latency.
         rescale_threshold: O is rescaled when a row's maximum has grown by more than this, in log2
             units; P is at most 2 to this power.
+        is_persistent: CTAs take one row tile after another (``blocks.tile_scheduler``).
+        has_own_o: O has a place of its own in shared memory, so that Q of the next tile can land
+            while O is finished and leaves; else it leaves from Q's.
         smem_limit_bytes: what a CTA of the target may use.
     """
 
@@ -92,11 +96,14 @@ class Fa4FwdConfig:
     is_varlen: bool = False
     has_seqused_q: bool = False
     has_seqused_k: bool = False
+    packed_group: int = 1
     num_q_tiles: int = 2
     tile_n: int = 128
     stages: int = 3
     polynomial_pairs: int = 4
     rescale_threshold: float = 8.0
+    is_persistent: bool = False
+    has_own_o: bool = False
     smem_limit_bytes: int = 227 * KIB
 
     def __post_init__(self) -> None:
@@ -134,6 +141,13 @@ class Fa4FwdConfig:
             "0 to 15: P of up to 2^15 is what fp16 can hold",
         )
         require(
+            self.packed_group > 0 and TILE_M % self.packed_group == 0,
+            "packed_group",
+            self.packed_group,
+            f"a divisor of {TILE_M}, the rows of one TMA box of Q",
+            fix="use packed_group=1: every query head gets row tiles of its own",
+        )
+        require(
             self.tmem_columns_used <= TMEM_COLUMNS,
             "tensor memory",
             f"{self._tmem_arithmetic()} = {self.tmem_columns_used} columns",
@@ -162,8 +176,18 @@ class Fa4FwdConfig:
 
     @property
     def tile_m(self) -> int:
-        """Query rows of a CTA."""
+        """Rows of a CTA's tile."""
         return TILE_M * self.num_q_tiles
+
+    @property
+    def tile_queries(self) -> int:
+        """Queries of a CTA's tile: packed, each is ``packed_group`` rows."""
+        return self.tile_m // self.packed_group
+
+    @property
+    def has_long_last_tiles(self) -> bool:
+        """Whether later rows see more keys."""
+        return self.is_causal or self.has_window_right
 
     @property
     def first_part_columns(self) -> int:
@@ -225,6 +249,11 @@ class Fa4FwdConfig:
     # -- registers
 
     @property
+    def launch_registers(self) -> int:
+        """Per thread, before setmaxnreg; ptxas may use no more either."""
+        return REGISTERS_PER_SM // self.num_threads // 8 * 8
+
+    @property
     def softmax_registers(self) -> int:
         """Per thread, after setmaxnreg.inc."""
         return REGISTERS[self.num_q_tiles][0]
@@ -282,9 +311,17 @@ class Fa4FwdConfig:
         return tile_bytes(TILE_M, self.padded_d, ELEMENT_BYTES)
 
     @property
-    def smem_qo_bytes(self) -> int:
-        """The place of one Q tile, which its O reuses on the way out."""
-        return tile_bytes(TILE_M, max(self.padded_d, self.padded_dv), ELEMENT_BYTES)
+    def smem_o_bytes(self) -> int:
+        """One O tile."""
+        return tile_bytes(TILE_M, self.padded_dv, ELEMENT_BYTES)
+
+    @property
+    def smem_q_place_bytes(self) -> int:
+        """From one Q tile to the next; each place holds that tile's O at the end, unless O has
+        places of its own."""
+        if self.has_own_o:
+            return self.smem_q_bytes
+        return max(self.smem_q_bytes, self.smem_o_bytes)
 
     @property
     def smem_k_bytes(self) -> int:
@@ -303,11 +340,15 @@ class Fa4FwdConfig:
 
     @property
     def num_mbarriers(self) -> int:
-        """Per Q tile: its bytes, its O, its O in shared memory, its sums.
+        """Per Q tile: its bytes, its O, its sums, its O in shared memory; persistent, also that its
+        place is free, its sums are taken and, from a place of its own, its O is gone.
 
         Per S buffer: S, and the two parts of P. Per stage: full and empty.
         """
-        return 4 * self.num_q_tiles + 3 * S_BUFFERS + 2 * self.stages
+        per_q_tile = 4
+        if self.is_persistent:
+            per_q_tile += 3 if self.has_own_o else 2
+        return per_q_tile * self.num_q_tiles + 3 * S_BUFFERS + 2 * self.stages
 
     @property
     def smem_small_bytes(self) -> int:
@@ -318,13 +359,15 @@ class Fa4FwdConfig:
     @property
     def smem_bytes(self) -> int:
         """Dynamic shared memory of a CTA."""
-        tiles = self.num_q_tiles * self.smem_qo_bytes + self.stages * self.smem_stage_bytes
+        place = self.smem_q_place_bytes + (self.smem_o_bytes if self.has_own_o else 0)
+        tiles = self.num_q_tiles * place + self.stages * self.smem_stage_bytes
         return tiles + self.smem_small_bytes
 
     def _smem_arithmetic(self) -> str:
         columns = max(self.padded_d, self.padded_dv)
+        places = f"({self.padded_d} + {self.padded_dv})" if self.has_own_o else columns
         return (
-            f"{ELEMENT_BYTES}·({self.tile_m}·{columns} for Q and O + {self.stages} stages · "
+            f"{ELEMENT_BYTES}·({self.tile_m}·{places} for Q and O + {self.stages} stages · "
             f"{self.tile_n}·{columns} for K or V) + {self.smem_small_bytes} for statistics and "
             f"mbarriers"
         )
@@ -367,21 +410,30 @@ def tile_choice(variant: KernelVariant) -> TileChoice:
     )
 
 
-def _with_most_stages(config: dict) -> Fa4FwdConfig:
-    """The plan with the deepest ring that fits, up to ``MAX_STAGES``."""
-    plan = Fa4FwdConfig(**config, stages=3)
-    spare = (plan.smem_limit_bytes - plan.smem_bytes) // (
-        plan.smem_stage_bytes + 2 * MBARRIER_BYTES
-    )
-    return Fa4FwdConfig(**config, stages=min(3 + spare, MAX_STAGES))
+def _with_most_stages(config: Fa4FwdConfig) -> Fa4FwdConfig:
+    """``config`` with the deepest ring that fits, up to ``MAX_STAGES``."""
+    stage = config.smem_stage_bytes + 2 * MBARRIER_BYTES
+    more = (config.smem_limit_bytes - config.smem_bytes) // stage
+    return replace(config, stages=min(config.stages + more, MAX_STAGES))
+
+
+def _with_own_o(config: Fa4FwdConfig) -> Fa4FwdConfig:
+    """``config`` with places of O beside those of Q, if there is room for them."""
+    try:
+        return replace(config, has_own_o=True)
+    except InvalidArgumentError:
+        return config
 
 
 def pick_fwd(variant: KernelVariant, target: Target) -> Fa4FwdConfig:
     """The plan for ``variant`` on ``target``.
 
+    CTAs are persistent where all tiles are equally long; else each takes one tile, the longest
+    first, and the hardware gives the next to whoever is done.
+
     Raises:
-        UnsupportedError: a dtype other than fp16 and bf16, packed sequences, an architecture
-            without tcgen05, or no tile for the head dims.
+        UnsupportedError: a dtype other than fp16 and bf16, an architecture without tcgen05, no tile
+            for the head dims, or heads that do not pack.
     """
     if not target.has_tcgen05:
         raise UnsupportedError(
@@ -390,20 +442,32 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa4FwdConfig:
             expected="sm_100a or sm_103a",
             alternatives=("fa2", "fa1"),
         )
-    check_served("FA4", variant, dtypes=DTYPES, alternatives=("fa2", "fa1"))
+    check_served("FA4", variant, dtypes=DTYPES, has_varlen=True, has_packed_groups=True)
+    if TILE_M % variant.packed_group:
+        raise UnsupportedError(
+            "FA4 cannot pack this many query heads into a tile",
+            got=f"{variant.packed_group} query heads per K/V head",
+            expected=f"a divisor of {TILE_M}, the rows of one TMA box of Q",
+            fix="use pack_gqa=None or False",
+        )
     tile = tile_choice(variant)
-    return _with_most_stages(
-        {
-            "dtype": variant.dtype,
-            "head_dim": variant.head_dim,
-            "head_dim_v": variant.head_dim_v,
-            "is_causal": variant.causal,
-            "has_window_left": variant.has_window_left,
-            "has_window_right": variant.has_window_right,
-            "has_softcap": variant.has_softcap,
-            "num_q_tiles": tile.num_q_tiles,
-            "tile_n": tile.tile_n,
-            "polynomial_pairs": POLYNOMIAL_PAIRS[target.arch],
-            "smem_limit_bytes": target.smem_per_block_bytes,
-        }
+    is_masked = variant.causal or variant.has_window_left or variant.has_window_right
+    config = Fa4FwdConfig(
+        dtype=variant.dtype,
+        head_dim=variant.head_dim,
+        head_dim_v=variant.head_dim_v,
+        is_causal=variant.causal,
+        has_window_left=variant.has_window_left,
+        has_window_right=variant.has_window_right,
+        has_softcap=variant.has_softcap,
+        is_varlen=variant.is_varlen,
+        has_seqused_q=variant.has_seqused_q,
+        has_seqused_k=variant.has_seqused_k,
+        packed_group=variant.packed_group,
+        num_q_tiles=tile.num_q_tiles,
+        tile_n=tile.tile_n,
+        polynomial_pairs=POLYNOMIAL_PAIRS[target.arch],
+        is_persistent=not (is_masked or variant.is_varlen),
+        smem_limit_bytes=target.smem_per_block_bytes,
     )
+    return _with_most_stages(_with_own_o(config) if config.is_persistent else config)

@@ -1,4 +1,15 @@
-"""FlashAttention-4 forward for Blackwell (sm_100a, sm_103a): tcgen05, tensor memory, 16 warps."""
+"""FlashAttention-4 forward for Blackwell (sm_100a, sm_103a): tcgen05 and tensor memory.
+
+A tile is two Q tiles of 128 rows (one, if O is too wide for two) of one (batch, head):
+
+    S = Q Kᵀ            in tensor memory, by the tensor core
+    a ← max(a, rowmax S) · scale_log2, if that is more than 8 above a; else a stays
+    P = 2^(S·scale_log2 − a)      in S's place; some by a polynomial on the FMA pipe
+    O ← O · 2^(a_old − a) + P V        l ← l · 2^(a_old − a) + rowsum P
+    at the end  O / l  and  LSE = (a + log2 l) · ln 2
+
+See ``Fa4Fwd`` for who does what and who waits for whom.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +17,12 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks import tmem
-from cute_fa.blocks.block_range import key_blocks
 from cute_fa.blocks.pipelines import num_mbarriers, tma_pipe
 from cute_fa.blocks.scores import ScoreScale, score_scale
-from cute_fa.blocks.seqlen import (
-    DenseSequences,
-    PackedSequences,
-    Window,
-    num_sequences,
-    sequences,
-)
+from cute_fa.blocks.seqlen import Window, num_sequences, sequences
 from cute_fa.blocks.signals import Signal
 from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
+from cute_fa.blocks.tile_scheduler import TileSchedule, tile_schedule
 from cute_fa.blocks.tiles import WARP_THREADS
 from cute_fa.blocks.tma import shared_tiles, tma_load, tma_store
 from cute_fa.fa4.config import (
@@ -29,7 +34,7 @@ from cute_fa.fa4.config import (
     WARPGROUP_WARPS,
     Fa4FwdConfig,
 )
-from cute_fa.fa4.fwd_context import CtaTile, Signals, Transfers
+from cute_fa.fa4.fwd_context import Cta, Signals, Transfers
 from cute_fa.fa4.fwd_correction import correct
 from cute_fa.fa4.fwd_epilogue import store_o
 from cute_fa.fa4.fwd_load import load
@@ -43,7 +48,49 @@ def fake_arguments(config: Fa4FwdConfig) -> tuple:
 
 
 class Fa4Fwd:
-    """The forward kernel of one ``Fa4FwdConfig``."""
+    """The forward kernel of one ``Fa4FwdConfig``.
+
+        role        warps (two Q tiles)  registers   does
+        SOFTMAX i   0–3, 4–7             192 or 240  P, sums and LSE of Q tile i (fwd_softmax)
+        CORRECTION  8–11                 80 or 168   rescales O, hands out O / l (fwd_correction)
+        MMA         12                   48 or 96    issues all products (fwd_mma)
+        LOAD        13                   48 or 96    all TMA loads (fwd_load)
+        EPILOGUE    14                   48 or 96    all TMA stores (fwd_epilogue)
+        (idle)      15
+
+    With one Q tile there is one SOFTMAX warpgroup, everybody else is four warps lower, and the
+    second numbers hold. b is an S buffer, i a Q tile.
+
+        pipe        slots       filled by            full when          freed by
+        pipe_q      one per i   LOAD (1 + tx bytes)  it has landed      MMA (commit) or EPILOGUE (1)
+        pipe_kv     ``stages``  LOAD (1 + tx bytes)  it has landed      MMA (commit)
+
+        signal      slots  arrives                                      waits       says
+        s           b      MMA (commit)                                 SOFTMAX     S is there
+        p           b      SOFTMAX (4 warps) + CORRECTION (4 warps)     MMA         first part of P
+                                                                                    and O are ready
+        p_rest      b      SOFTMAX (4 warps)                            MMA         all of P is
+        o           i      MMA (commit)                                 CORRECTION  O += P V is done
+        sums        i      SOFTMAX (4 warps)                            CORRECTION  l is in sSum
+        sums_taken  i      CORRECTION (4 warps)                         SOFTMAX     … and was read
+        o_out       i      CORRECTION (4 warps)                         EPILOGUE    O / l is in sO
+        o_gone      i      EPILOGUE (1 warp)                            CORRECTION  … and was read
+
+        named barrier   threads  who
+        RESCALE+4b+w    64       SOFTMAX warp w arrives, CORRECTION warp w waits: rows' factors
+
+    Persistent CTAs alone have sums_taken, empty barriers of pipe_q, and o_gone if O has places of
+    its own. An S buffer needs no way back: whoever may write to it next has waited for its readers.
+
+        tensor memory, columns   0        N        2N           2N + Dv       2N + 2Dv ≤ 512
+                                 S₀ | P₀  S₁ | P₁  O₀           O₁
+
+    P has 16 bits and lies in the upper half of its S. Per block of K and V, with two Q tiles:
+
+        MMA        S₀    S₁    │ O₀    S₀   │ O₁    S₁   │ O₀ …
+        SOFTMAX 0      ▓▓▓ P₀ ▓▓▓      ░░░░░░░ ▓▓▓ P₀ ▓▓▓
+        SOFTMAX 1            ▓▓▓ P₁ ▓▓▓      ░░░░░░░ ▓▓▓ P₁ ▓▓▓
+    """
 
     def __init__(self, config: Fa4FwdConfig) -> None:
         self.config = config
@@ -52,36 +99,42 @@ class Fa4Fwd:
     @cute.jit
     def __call__(
         self,
-        mQ: cute.Tensor,  # (B, Sq, Hq, D)
-        mK: cute.Tensor,  # (B, Sk, Hk, D)
-        mV: cute.Tensor,  # (B, Sk, Hk, Dv)
-        mO: cute.Tensor,  # (B, Sq, Hq, Dv)
-        mLSE: cute.Tensor,  # (B, Hq, Sq) fp32
+        mQ: cute.Tensor,  # (B, Sq, Hq, D), or packed (Tq, Hq, D)
+        mK: cute.Tensor,  # (B, Sk, Hk, D) or (Tk, Hk, D)
+        mV: cute.Tensor,  # (B, Sk, Hk, Dv) or (Tk, Hk, Dv)
+        mO: cute.Tensor,  # (B, Sq, Hq, Dv) or (Tq, Hq, Dv)
+        mLSE: cute.Tensor,  # (B, Hq, Sq) or (Hq, Tq) fp32
         softmax_scale: cutlass.Float32,
         softcap: cutlass.Float32,
         window_left: cutlass.Int32,
         window_right: cutlass.Int32,
         stream,
-        *lengths,
+        *lengths,  # of packed sequences: blocks.signature
     ):
         """Launch on ``stream``; only variants that have them read ``softcap`` and the window."""
         cfg = self.config
         window = Window.of(cfg, window_left, window_right)
-        launched = sequences(mQ, mK, window, lengths)
-        scores = score_scale(softmax_scale, softcap, cfg.has_softcap, clears_q=False)
+        schedule = tile_schedule(
+            sequences(mQ, mK, window, lengths),
+            num_sequences(mQ, lengths),
+            mQ,
+            mK,
+            rows=cfg.tile_queries,
+            columns=cfg.tile_n,
+            key_bytes=(cfg.head_dim + cfg.head_dim_v) * ELEMENT_BYTES,
+            packed_group=cfg.packed_group,
+            is_longest_first=cfg.has_long_last_tiles,
+            is_persistent=cfg.is_persistent,
+        )
         transfers = Transfers(
-            q=tma_load(mQ, TILE_M, cfg.padded_d),
+            q=tma_load(mQ, TILE_M, cfg.padded_d, cfg.packed_group),
             k=tma_load(mK, cfg.tile_n, cfg.padded_d),
             v=tma_load(mV, cfg.tile_n, cfg.padded_dv),
-            o=tma_store(mO, TILE_M, cfg.padded_dv),
+            o=tma_store(mO, TILE_M, cfg.padded_dv, cfg.packed_group),
         )
-        heads = mQ.shape[-2]
-        self.kernel(transfers, mLSE, heads // mK.shape[-2], scores, launched).launch(
-            grid=[
-                cute.ceil_div(launched.max_seqlen_q, cfg.tile_m),
-                heads,
-                num_sequences(mQ, lengths),
-            ],
+        scores = score_scale(softmax_scale, softcap, cfg.has_softcap, clears_q=False)
+        self.kernel(transfers, mLSE, scores, schedule).launch(
+            grid=schedule.grid,
             block=[cfg.num_threads, 1, 1],
             min_blocks_per_mp=1,
             stream=stream,
@@ -89,32 +142,25 @@ class Fa4Fwd:
 
     @cute.kernel
     def kernel(
-        self,
-        transfers: Transfers,
-        mLSE: cute.Tensor,
-        heads_per_kv: cutlass.Int32,
-        scores: ScoreScale,
-        launched: DenseSequences | PackedSequences,
+        self, transfers: Transfers, mLSE: cute.Tensor, scores: ScoreScale, schedule: TileSchedule
     ):
         cfg = self.config
         tidx, _, _ = cute.arch.thread_idx()
         warp = cute.arch.make_warp_uniform(tidx // WARP_THREADS)
         warpgroup = cute.arch.make_warp_uniform(tidx // WARPGROUP_THREADS)
         thread = tidx % WARPGROUP_THREADS
-        m_block, head, batch = cute.arch.block_idx()
-        if cutlass.const_expr(cfg.is_causal):
-            # Later rows see more keys: they start first, so that no long tile is left for the end.
-            m_block = cute.arch.grid_dim()[0] - 1 - m_block
-        sequence = launched.of(batch)
 
         # -- storage
         smem = cutlass.memory.SmemAllocator()
-        memory_q = self._allocate(smem, cfg.num_q_tiles * cfg.smem_qo_bytes)
+        memory_q = self._allocate(smem, cfg.num_q_tiles * cfg.smem_q_place_bytes)
+        memory_o, place_o = memory_q, cfg.smem_q_place_bytes
+        if cutlass.const_expr(cfg.has_own_o):
+            memory_o = self._allocate(smem, cfg.num_q_tiles * cfg.smem_o_bytes)
+            place_o = cfg.smem_o_bytes
         memory_kv = self._allocate(smem, cfg.stages * cfg.smem_stage_bytes)
-        qo = cfg.smem_qo_bytes // ELEMENT_BYTES
+        sQ = self._q_tiles(memory_q, cfg.padded_d, cfg.smem_q_place_bytes)  # (128, D, Q tile)
+        sO = self._q_tiles(memory_o, cfg.padded_dv, place_o)  # (128, Dv, Q tile)
         slot = cfg.smem_stage_bytes // ELEMENT_BYTES
-        sQ = shared_tiles(memory_q, TILE_M, cfg.padded_d, cfg.num_q_tiles, qo)
-        sO = shared_tiles(memory_q, TILE_M, cfg.padded_dv, cfg.num_q_tiles, qo)
         sK = shared_tiles(memory_kv, cfg.tile_n, cfg.padded_d, cfg.stages, slot)  # (N, D, stage)
         sV = shared_tiles(memory_kv, cfg.tile_n, cfg.padded_dv, cfg.stages, slot)  # (N, Dv, stage)
         sFactor = self._row_values(smem, S_BUFFERS)  # (128, S buffer)
@@ -122,10 +168,11 @@ class Fa4Fwd:
         tmem_address = smem.allocate_array(cutlass.Int32, 2)
 
         # -- pipes
-        mbar_q = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.num_q_tiles, 0))
+        q_consumers = 1 if cfg.is_persistent else 0
+        mbar_q = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.num_q_tiles, q_consumers))
         mbar_kv = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.stages, 1))
-        pipe_q = tma_pipe("q", mbar_q, sQ, cfg.smem_q_bytes, 0)
-        # K is announced here; of V, LOAD announces smem_v_bytes. MMA frees a slot by a commit.
+        pipe_q = tma_pipe("q", mbar_q, sQ, cfg.smem_q_bytes, q_consumers)
+        # Checked with K's bytes; LOAD announces K's or V's, whichever it puts into a slot.
         pipe_kv = tma_pipe("kv", mbar_kv, sK, cfg.smem_k_bytes, 1)
         signals = self._signals(smem)
         if warp == cfg.load_warp:
@@ -141,8 +188,10 @@ class Fa4Fwd:
         tmem.fence_after_signal()
 
         # -- roles
-        tile = CtaTile(
+        cta = Cta(
             config=cfg,
+            schedule=schedule,
+            transfers=transfers,
             sQ=sQ,
             sO=sO,
             sK=sK,
@@ -154,26 +203,26 @@ class Fa4Fwd:
             pipe_kv=pipe_kv,
             signals=signals,
             scores=scores,
-            sequence=sequence,
-            blocks=key_blocks(sequence.band, m_block, cfg.tile_m, cfg.tile_n),
-            m_block=m_block,
-            head=head,
-            head_kv=head // heads_per_kv,
         )
         if warpgroup < cfg.num_q_tiles:
             cute.arch.setmaxregister_increase(cfg.softmax_registers)
-            softmax(tile, sequence.row_values(mLSE, head), warpgroup, thread)
+            softmax(cta, mLSE, warpgroup, thread)
         elif warpgroup == cfg.num_q_tiles:
             cute.arch.setmaxregister_decrease(cfg.correction_registers)
-            correct(tile, thread)
+            correct(cta, thread)
         else:
             cute.arch.setmaxregister_decrease(cfg.other_registers)
             if warp == cfg.mma_warp:
-                multiply(tile)
+                multiply(cta)
             elif warp == cfg.load_warp:
-                load(tile, transfers)
+                load(cta)
             elif warp == cfg.epilogue_warp:
-                store_o(tile, transfers.o)
+                store_o(cta)
+
+    def _q_tiles(self, memory: cute.Pointer, columns: int, place_bytes: int) -> cute.Tensor:
+        """One tile of 128 rows per Q tile."""
+        cfg = self.config
+        return shared_tiles(memory, TILE_M, columns, cfg.num_q_tiles, place_bytes // ELEMENT_BYTES)
 
     def _allocate(self, smem: cutlass.memory.SmemAllocator, num_bytes: int) -> cute.Pointer:
         """Shared memory for elements of the kernel's dtype, aligned for any swizzle."""
@@ -186,17 +235,23 @@ class Fa4Fwd:
         return cute.make_tensor(memory, cute.make_layout((TILE_M, count)))
 
     def _signals(self, smem: cutlass.memory.SmemAllocator) -> Signals:
-        """All signals: who arrives is in the class docstring."""
+        """The table of signals in the class docstring; those of persistent CTAs may be empty."""
         cfg = self.config
+        warps = WARPGROUP_WARPS
 
         def signal(slots: int, arrivals: int) -> Signal:
             return Signal(smem.allocate_array(cutlass.Int64, slots), slots, arrivals)
 
+        def maybe(exists: bool, arrivals: int) -> Signal | None:
+            return signal(cfg.num_q_tiles, arrivals) if exists else None
+
         return Signals(
             s=signal(S_BUFFERS, 1),
-            p=signal(S_BUFFERS, 2 * WARPGROUP_WARPS),
-            p_rest=signal(S_BUFFERS, WARPGROUP_WARPS),
+            p=signal(S_BUFFERS, 2 * warps),
+            p_rest=signal(S_BUFFERS, warps),
             o=signal(cfg.num_q_tiles, 1),
-            sums=signal(cfg.num_q_tiles, WARPGROUP_WARPS),
-            o_out=signal(cfg.num_q_tiles, WARPGROUP_WARPS),
+            sums=signal(cfg.num_q_tiles, warps),
+            o_out=signal(cfg.num_q_tiles, warps),
+            sums_taken=maybe(cfg.is_persistent, warps),
+            o_gone=maybe(cfg.is_persistent and cfg.has_own_o, 1),
         )

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import cutlass
 from cutlass import cute
 
-from cute_fa.blocks.block_range import KeyBlocks
 from cute_fa.blocks.pipelines import TmaPipe
+from cute_fa.blocks.row_tile import RowTile, Uses
 from cute_fa.blocks.scores import ScoreScale
-from cute_fa.blocks.seqlen import Band, Sequence
 from cute_fa.blocks.signals import Signal
+from cute_fa.blocks.tile_scheduler import TileSchedule, WorkTile
 from cute_fa.blocks.tma import TmaTensor
 
 
@@ -40,62 +40,77 @@ class Signals:
     o: Signal  # MMA → CORRECTION, per Q tile
     sums: Signal  # SOFTMAX → CORRECTION, per Q tile
     o_out: Signal  # CORRECTION → EPILOGUE, per Q tile
+    sums_taken: Signal | None  # CORRECTION → SOFTMAX, per Q tile
+    o_gone: Signal | None  # EPILOGUE → CORRECTION, per Q tile
 
     def initialise(self) -> None:
         """Set the arrive counts; by one thread, before any other touches them."""
-        for signal in (self.s, self.p, self.p_rest, self.o, self.sums, self.o_out):
-            signal.initialise()
+        signals = (self.s, self.p, self.p_rest, self.o, self.sums, self.o_out)
+        for signal in (*signals, self.sums_taken, self.o_gone):
+            if signal is not None:
+                signal.initialise()
 
 
 @dataclass(frozen=True)
-class CtaTile:
-    """What one CTA works on, and where."""
+class Cta:
+    """What a CTA has for all its tiles."""
 
     config: cutlass.Constexpr
+    schedule: TileSchedule
+    transfers: Transfers
     sQ: cute.Tensor  # (128, D, Q tile)
-    sO: cute.Tensor  # (128, Dv, Q tile), in Q's place at the end
+    sO: cute.Tensor  # (128, Dv, Q tile), in Q's place unless config.has_own_o
     sK: cute.Tensor  # (N, D, stage), in the slots of the ring
     sV: cute.Tensor  # (N, Dv, stage), in the same slots
     sFactor: cute.Tensor  # (128, S buffer) fp32: what each row of O has to be multiplied by
-    sSum: cute.Tensor  # (128, Q tile) fp32
+    sSum: cute.Tensor  # (128, Q tile) fp32: each row's sum of exponentials
     tmem: cute.Pointer  # column 0 of the allocation
     pipe_q: TmaPipe
     pipe_kv: TmaPipe
     signals: Signals
     scores: ScoreScale
-    sequence: Sequence
-    blocks: KeyBlocks
-    m_block: cutlass.Int32
-    head: cutlass.Int32
-    head_kv: cutlass.Int32
 
-    @property
-    def band(self) -> Band:
-        return self.sequence.band
+    def tile(self, work: WorkTile, uses: Uses) -> RowTile:
+        return RowTile.of(self.config, self.schedule, work, uses)
 
-    def buffer(self, q_tile, j):
-        """The S buffer of block ``j`` (counted from the right) of a Q tile."""
-        return q_tile if self.config.num_q_tiles == 2 else j % 2
+    def q_tile(self, tile: RowTile, i):
+        """Which run of 128 rows of its sequence (and group) Q tile ``i`` of a tile is."""
+        return tile.m_block * self.config.num_q_tiles + i
 
-    def use(self, j):
-        """Which use of its S buffer that is."""
-        return j if self.config.num_q_tiles == 2 else j // 2
+    def q_use(self, tile: RowTile, i):
+        """The use of pipe_q that holds Q tile ``i``: each is a slot of its own."""
+        return tile.uses.tiles * self.config.num_q_tiles + i
 
-    def k_use(self, j):
+    # Block j of a tile is counted from the right.
+
+    def s_buffer(self, tile: RowTile, i, j):
+        """The S buffer of block ``j`` of Q tile ``i``."""
+        return i if self.config.num_q_tiles == 2 else (tile.uses.blocks + j) % 2
+
+    def s_use(self, tile: RowTile, j):
+        """Which use of its S buffer block ``j`` is."""
+        uses = tile.uses.blocks + j
+        return uses if self.config.num_q_tiles == 2 else uses // 2
+
+    def o_use(self, tile: RowTile, j):
+        """Which use of its O the product with block ``j`` is."""
+        return tile.uses.blocks + j
+
+    def k_use(self, tile: RowTile, j):
         """The use of the ring that holds block ``j`` of K.
 
         MMA is one round of S buffers ahead with S = QKᵀ: one block with two Q tiles, whose order of
         need is K0 V0 K1 V1 …; two blocks with one: K0 K1 V0 K2 V1 ….
         """
         if self.config.num_q_tiles == 2:
-            return 2 * j
-        return cutlass.max(2 * j - 1, cutlass.Int32(0))
+            return 2 * (tile.uses.blocks + j)
+        return 2 * tile.uses.blocks + cutlass.max(2 * j - 1, cutlass.Int32(0))
 
-    def v_use(self, j):
+    def v_use(self, tile: RowTile, j):
         """The use of the ring that holds block ``j`` of V."""
         if self.config.num_q_tiles == 2:
-            return 2 * j + 1
-        return cutlass.min(2 * j + 2, 2 * self.blocks.count - 1)
+            return 2 * (tile.uses.blocks + j) + 1
+        return 2 * tile.uses.blocks + cutlass.min(2 * j + 2, 2 * tile.blocks.count - 1)
 
     def tmem_s(self, buffer) -> cute.Pointer:
         return self.tmem + buffer * self.config.tile_n
@@ -103,5 +118,5 @@ class CtaTile:
     def tmem_p(self, buffer) -> cute.Pointer:
         return self.tmem_s(buffer) + self.config.tmem_p[0]
 
-    def tmem_o(self, q_tile) -> cute.Pointer:
-        return self.tmem + self.config.tmem_o[0] + q_tile * self.config.padded_dv
+    def tmem_o(self, i) -> cute.Pointer:
+        return self.tmem + self.config.tmem_o[0] + i * self.config.padded_dv

@@ -7,7 +7,9 @@ from cutlass import cute
 
 from cute_fa.blocks import tmem
 from cute_fa.blocks.packed_math import both, mul2
+from cute_fa.blocks.row_tile import RowTile, Uses
 from cute_fa.blocks.signature import DTYPES
+from cute_fa.blocks.tile_scheduler import WorkTile, for_each_tile
 from cute_fa.blocks.tiles import CHUNK_BYTES, WARP_THREADS
 from cute_fa.fa4.config import (
     ELEMENT_BYTES,
@@ -15,55 +17,67 @@ from cute_fa.fa4.config import (
     WARPGROUP_WARPS,
     Fa4FwdBarrier,
 )
-from cute_fa.fa4.fwd_context import CtaTile
+from cute_fa.fa4.fwd_context import Cta
 
 O_COLUMNS = 32
 """Columns of O in registers at a time."""
 
 
 @cute.jit
-def correct(cta: CtaTile, thread: cutlass.Int32):
-    """Rescale the O tiles before each product that is added to them; hand out O / l at the end.
+def correct(cta: Cta, thread: cutlass.Int32):
+    """Rescale O before each product that is added to it, and hand out O / l, of all tiles.
 
-    Waits: barrier RESCALE; signals o, sums.   Signals: p, o_out.
+    Waits: barrier RESCALE; signals o, sums, o_gone.   Signals: p, sums_taken, o_out.
     Registers: cfg.correction_registers.
     """
-    cfg = cta.config
     warp = cute.arch.make_warp_uniform(thread // WARP_THREADS)
-    count = cta.blocks.count
-    if count > 0:
-        for i in cutlass.range_constexpr(cfg.num_q_tiles):
-            # The first product overwrites O: nothing to rescale.
-            cta.signals.p.arrive(cta.buffer(i, 0))
-        for j in cutlass.range(1, count, unroll=1):
-            for i in cutlass.range_constexpr(cfg.num_q_tiles):
-                _rescale(cta, i, j, thread, warp)
-    for i in cutlass.range_constexpr(cfg.num_q_tiles):
-        _finish(cta, i, thread)
+
+    def correct_tile(work: WorkTile, uses: Uses) -> Uses:
+        return _correct_tile(cta, cta.tile(work, uses), thread, warp)
+
+    for_each_tile(cta.schedule, correct_tile, Uses.none())
+    # This role has waited for whatever else anybody did to tensor memory.
     cute.arch.barrier(barrier_id=int(Fa4FwdBarrier.CORRECTION), number_of_threads=WARPGROUP_THREADS)
     if warp == 0:
-        tmem.release(cta.tmem, cfg.tmem_columns)
+        tmem.release(cta.tmem, cta.config.tmem_columns)
+
+
+@cute.jit
+def _correct_tile(cta: Cta, tile: RowTile, thread: cutlass.Int32, warp: cutlass.Int32) -> Uses:
+    cfg = cta.config
+    count = tile.blocks.count
+    if count > 0:
+        for i in cutlass.range_constexpr(cfg.num_q_tiles):
+            # The first product overwrites O, which this role has read: nothing to rescale.
+            cta.signals.p.arrive(cta.s_buffer(tile, i, 0))
+        for j in cutlass.range(1, count, unroll=1):
+            for i in cutlass.range_constexpr(cfg.num_q_tiles):
+                _rescale(cta, tile, i, j, thread, warp)
+    for i in cutlass.range_constexpr(cfg.num_q_tiles):
+        _finish(cta, tile, i, thread)
+    return tile.uses_after
 
 
 @cute.jit
 def _rescale(
-    cta: CtaTile,
-    q_tile: cutlass.Constexpr,
+    cta: Cta,
+    tile: RowTile,
+    i: cutlass.Constexpr,
     j: cutlass.Int32,
     thread: cutlass.Int32,
     warp: cutlass.Int32,
 ):
     """O ← O · factor of block ``j``, unless the factors of all 32 rows of the warp are 1."""
     cfg = cta.config
-    buffer = cta.buffer(q_tile, j)
+    buffer = cta.s_buffer(tile, i, j)
     cute.arch.barrier(
         barrier_id=int(Fa4FwdBarrier.RESCALE) + WARPGROUP_WARPS * buffer + warp,
         number_of_threads=2 * WARP_THREADS,
     )
     factor = cta.sFactor[thread, buffer]
-    cta.signals.o.wait(q_tile, j - 1)
+    cta.signals.o.wait(i, cta.o_use(tile, j - 1))
     if cute.arch.vote_any_sync(factor != 1.0):
-        tO = tmem.TmemRow(cta.tmem_o(q_tile), cfg.padded_dv, O_COLUMNS, thread)
+        tO = tmem.TmemRow(cta.tmem_o(i), cfg.padded_dv, O_COLUMNS, thread)
         rO = cute.make_rmem_tensor(O_COLUMNS, cutlass.Float32)
         for chunk in cutlass.range_constexpr(tO.num_chunks):
             tO.load(chunk, rO)
@@ -75,18 +89,23 @@ def _rescale(
 
 
 @cute.jit
-def _finish(cta: CtaTile, q_tile: cutlass.Constexpr, thread: cutlass.Int32):
-    """O / l to 16 bits in shared memory, in Q's place."""
+def _finish(cta: Cta, tile: RowTile, i: cutlass.Constexpr, thread: cutlass.Int32):
+    """O / l of Q tile ``i`` to 16 bits in shared memory; 0 where no key is seen."""
     cfg = cta.config
-    count = cta.blocks.count
-    total = cutlass.Float32(0.0)
+    count, tiles = tile.blocks.count, tile.uses.tiles
+    cta.signals.sums.wait(i, tiles)
+    total = cta.sSum[thread, i]
+    if cutlass.const_expr(cfg.is_persistent):
+        cta.signals.sums_taken.arrive(i)
     if count > 0:
-        cta.signals.sums.wait(q_tile, 0)
-        total = cta.sSum[thread, q_tile]
         # All products of the tile are done, those that read Q as well.
-        cta.signals.o.wait(q_tile, count - 1)
+        cta.signals.o.wait(i, cta.o_use(tile, count - 1))
+    if cutlass.const_expr(not cfg.has_own_o):
+        _await_unread_q(cta, tile, i)
+    elif cutlass.const_expr(cfg.is_persistent):
+        cta.signals.o_gone.wait_for_previous(i, tiles)
     inverse = cute.arch.rcp_approx(cutlass.select_(total == 0.0, cutlass.Float32(1.0), total))
-    tO = tmem.TmemRow(cta.tmem_o(q_tile), cfg.padded_dv, O_COLUMNS, thread)
+    tO = tmem.TmemRow(cta.tmem_o(i), cfg.padded_dv, O_COLUMNS, thread)
     rO = cute.make_rmem_tensor(O_COLUMNS, cutlass.Float32)
     rO_16 = cute.make_rmem_tensor(O_COLUMNS, DTYPES[cfg.dtype])
     for chunk in cutlass.range_constexpr(tO.num_chunks):
@@ -95,11 +114,18 @@ def _finish(cta: CtaTile, q_tile: cutlass.Constexpr, thread: cutlass.Int32):
             tO.load(chunk, rO)
         _scale_row(rO, inverse)
         rO_16.store(rO.load().to(rO_16.element_type))
-        _store_row(cta.sO[None, None, q_tile], thread, chunk, rO_16)
+        _store_row(cta.sO[None, None, i], thread, chunk, rO_16)
     tmem.finish_loads()
     # TMA reads O through the async proxy.
     cute.arch.fence_view_async_shared()
-    cta.signals.o_out.arrive(q_tile)
+    cta.signals.o_out.arrive(i)
+
+
+@cute.jit
+def _await_unread_q(cta: Cta, tile: RowTile, i: cutlass.Constexpr):
+    """If no product has read Q, wait until it has landed: it must not land on O."""
+    if tile.blocks.count == 0:
+        cta.pipe_q.wait(cta.q_use(tile, i))
 
 
 def _scale_row(rO: cute.Tensor, factor: cutlass.Float32) -> None:
@@ -121,6 +147,5 @@ def _store_row(sO: cute.Tensor, row: cutlass.Int32, chunk: int, rO: cute.Tensor)
     store = cute.make_tiled_copy_tv(atom, rows, cute.make_layout((1, width))).get_slice(row)
     tOsO = store.partition_D(sO)  # (CPY, 1, Dv / 8)
     for part in range(O_COLUMNS // width):
-        layout = cute.make_layout(((width, 1), 1))
-        src = cute.make_tensor(rO.iterator + part * width, layout)
+        src = cute.make_tensor(rO.iterator + part * width, cute.make_layout(((width, 1), 1)))
         cute.copy(store, src, tOsO[None, None, chunk * (O_COLUMNS // width) + part])

@@ -8,8 +8,10 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks.copies import transposed_view
+from cute_fa.blocks.row_tile import RowTile, Uses
 from cute_fa.blocks.signals import commit
 from cute_fa.blocks.signature import DTYPES
+from cute_fa.blocks.tile_scheduler import WorkTile, for_each_tile
 from cute_fa.blocks.umma import (
     accumulator,
     gemm,
@@ -20,14 +22,14 @@ from cute_fa.blocks.umma import (
     operand_b,
 )
 from cute_fa.fa4.config import MMA_K, S_BUFFERS
-from cute_fa.fa4.fwd_context import CtaTile
+from cute_fa.fa4.fwd_context import Cta
 
 
 @dataclass(frozen=True)
 class Products:
     """The two products of a CTA and their operands in shared memory."""
 
-    cta: CtaTile
+    cta: Cta
     mma_qk: cutlass.Constexpr
     mma_pv: cutlass.Constexpr
     tSrQ: cute.Tensor  # descriptors, (MMA, MMA_M, MMA_D, Q tile)
@@ -36,35 +38,22 @@ class Products:
 
 
 @cute.jit
-def multiply(cta: CtaTile):
-    """Issue S = QKᵀ and O += PV of all blocks, S one round of S buffers ahead.
-
-    With two Q tiles: S0(0) S1(0) | O0(0) S0(1) O1(0) S1(1) | O0(1) S0(2) … While SOFTMAX works on
-    one tile's S, the tensor core works for the other. With one Q tile its blocks alternate instead.
+def multiply(cta: Cta):
+    """Issue S = QKᵀ and O += PV of all tiles.
 
     Waits: full slots of pipe_q, pipe_kv; signals p, p_rest.
-    Signals: s, o; empty slots of pipe_kv.
+    Signals: s, o; empty slots of pipe_q, pipe_kv.
     Registers: cfg.other_registers.
     """
-    cfg = cta.config
     products = _products(cta)
-    count = cta.blocks.count
-    ahead = S_BUFFERS // cfg.num_q_tiles
-    if count > 0:
-        for i in cutlass.range_constexpr(cfg.num_q_tiles):
-            cta.pipe_q.wait(i)
-            _multiply_qk(products, i, cutlass.Int32(0))
-        if cutlass.const_expr(ahead > 1):
-            for j in cutlass.range(1, cutlass.min(count, ahead), unroll=1):
-                _multiply_qk(products, 0, j)
-        for j in cutlass.range(count, unroll=1):
-            for i in cutlass.range_constexpr(cfg.num_q_tiles):
-                _multiply_pv(products, i, j)
-                if j + ahead < count:
-                    _multiply_qk(products, i, j + ahead)
+
+    def multiply_tile(work: WorkTile, uses: Uses) -> Uses:
+        return _multiply_tile(products, cta.tile(work, uses))
+
+    for_each_tile(cta.schedule, multiply_tile, Uses.none())
 
 
-def _products(cta: CtaTile) -> Products:
+def _products(cta: Cta) -> Products:
     cfg = cta.config
     dtype = DTYPES[cfg.dtype]
     mma_qk = mma_smem_smem(dtype, cfg.tile_n)
@@ -80,50 +69,88 @@ def _products(cta: CtaTile) -> Products:
 
 
 @cute.jit
-def _multiply_qk(products: Products, q_tile: cutlass.Constexpr, j: cutlass.Int32):
-    """S = Q Kᵀ of block ``j``.
+def _multiply_tile(products: Products, tile: RowTile) -> Uses:
+    """All blocks of a tile, S one round of S buffers ahead of O.
+
+    With two Q tiles: S0(0) S1(0) | O0(0) S0(1) O1(0) S1(1) | O0(1) S0(2) … While SOFTMAX works on
+    one tile's S, the tensor core works for the other. With one Q tile its blocks alternate instead.
+    """
+    cta = products.cta
+    cfg = cta.config
+    count = tile.blocks.count
+    ahead = S_BUFFERS // cfg.num_q_tiles
+    for i in cutlass.range_constexpr(cfg.num_q_tiles):
+        cta.pipe_q.wait(cta.q_use(tile, i))
+        if count > 0:
+            _multiply_qk(products, tile, i, cutlass.Int32(0))
+    if cutlass.const_expr(ahead > 1):
+        for j in cutlass.range(1, cutlass.min(count, ahead), unroll=1):
+            _multiply_qk(products, tile, 0, j)
+    for j in cutlass.range(count, unroll=1):
+        for i in cutlass.range_constexpr(cfg.num_q_tiles):
+            _multiply_pv(products, tile, i, j)
+            if j + ahead < count:
+                _multiply_qk(products, tile, i, j + ahead)
+    if count == 0:
+        for i in cutlass.range_constexpr(cfg.num_q_tiles):
+            _release_q(cta, tile, i)
+    return tile.uses_after
+
+
+@cute.jit
+def _multiply_qk(products: Products, tile: RowTile, i: cutlass.Constexpr, j: cutlass.Int32):
+    """S = Q Kᵀ of block ``j`` and Q tile ``i``.
 
     Its S buffer is free: MMA has waited for the P that SOFTMAX made of the S before, and issued the
     product that reads that P.
     """
     cta = products.cta
     cfg = cta.config
-    n, buffer = cta.k_use(j), cta.buffer(q_tile, j)
-    if cutlass.const_expr(q_tile == 0):
+    n, buffer = cta.k_use(tile, j), cta.s_buffer(tile, i, j)
+    if cutlass.const_expr(i == 0):
         cta.pipe_kv.wait(n)
     # S = Q Kᵀ   (128, N) = (128, D) @ (D, N)
     gemm(
         products.mma_qk,
         accumulator(products.mma_qk, cfg.tile_n, cta.tmem_s(buffer)),
-        products.tSrQ[None, None, None, q_tile],
+        products.tSrQ[None, None, None, i],
         products.tSrK[None, None, None, cta.pipe_kv.slot(n)],
         k_steps=range(cfg.padded_d // MMA_K),
         accumulate=False,
         negate_a=None if cfg.has_softcap else cta.scores.scale < 0.0,
     )
     cta.signals.s.commit(buffer)
-    if cutlass.const_expr(q_tile == cfg.num_q_tiles - 1):
+    if cutlass.const_expr(i == cfg.num_q_tiles - 1):
         commit(cta.pipe_kv.empty(n))
+    if j == tile.blocks.count - 1:
+        _release_q(cta, tile, i)
 
 
 @cute.jit
-def _multiply_pv(products: Products, q_tile: cutlass.Constexpr, j: cutlass.Int32):
-    """O += P V of block ``j``, in the two parts in which P arrives."""
+def _release_q(cta: Cta, tile: RowTile, i: cutlass.Constexpr):
+    """The next tile's Q may land, unless this tile's O is to leave from its place."""
+    if cutlass.const_expr(cta.config.is_persistent and cta.config.has_own_o):
+        commit(cta.pipe_q.empty(cta.q_use(tile, i)))
+
+
+@cute.jit
+def _multiply_pv(products: Products, tile: RowTile, i: cutlass.Constexpr, j: cutlass.Int32):
+    """O += P V of block ``j`` and Q tile ``i``, in the two parts in which P arrives."""
     cta = products.cta
     cfg = cta.config
-    n, buffer = cta.v_use(j), cta.buffer(q_tile, j)
+    n, buffer = cta.v_use(tile, j), cta.s_buffer(tile, i, j)
     steps = cfg.tile_n // MMA_K
     first_steps = cfg.first_part_columns // MMA_K
-    acc_O = accumulator(products.mma_pv, cfg.padded_dv, cta.tmem_o(q_tile))
+    acc_O = accumulator(products.mma_pv, cfg.padded_dv, cta.tmem_o(i))
     tOrP = operand_a_in_tmem(products.mma_pv, DTYPES[cfg.dtype], cfg.tile_n, cta.tmem_p(buffer))
     tOrVt = products.tOrVt[None, None, None, cta.pipe_kv.slot(n)]
-    if cutlass.const_expr(q_tile == 0):
+    if cutlass.const_expr(i == 0):
         cta.pipe_kv.wait(n)
-    cta.signals.p.wait(buffer, cta.use(j))
+    cta.signals.p.wait(buffer, cta.s_use(tile, j))
     # O += P V   (128, Dv) = (128, N) @ (N, Dv)
     gemm(products.mma_pv, acc_O, tOrP, tOrVt, k_steps=range(first_steps), accumulate=j > 0)
-    cta.signals.p_rest.wait(buffer, cta.use(j))
+    cta.signals.p_rest.wait(buffer, cta.s_use(tile, j))
     gemm(products.mma_pv, acc_O, tOrP, tOrVt, k_steps=range(first_steps, steps), accumulate=True)
-    cta.signals.o.commit(q_tile)
-    if cutlass.const_expr(q_tile == cfg.num_q_tiles - 1):
+    cta.signals.o.commit(i)
+    if cutlass.const_expr(i == cfg.num_q_tiles - 1):
         commit(cta.pipe_kv.empty(n))

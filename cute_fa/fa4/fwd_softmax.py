@@ -8,85 +8,114 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks import tmem
+from cute_fa.blocks.pack_gqa import HeadGroup
 from cute_fa.blocks.row_mask import mask_row
 from cute_fa.blocks.row_softmax import RowSoftmax
+from cute_fa.blocks.row_tile import RowTile, Uses
 from cute_fa.blocks.scores import cap_scores
 from cute_fa.blocks.signature import DTYPES
+from cute_fa.blocks.tile_scheduler import WorkTile, for_each_tile
 from cute_fa.blocks.tiles import WARP_THREADS
 from cute_fa.exp2 import CHUNK_COLUMNS
 from cute_fa.fa4.config import TILE_M, WARPGROUP_WARPS, Fa4FwdBarrier
-from cute_fa.fa4.fwd_context import CtaTile
+from cute_fa.fa4.fwd_context import Cta
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one thread works on."""
+    """What one thread works on: a row of a Q tile, which stands for a query of a head.
 
-    cta: CtaTile
+    Masks know queries only; the 32 rows of a warp are queries ``first_query`` … ``last_query``.
+    """
+
+    cta: Cta
+    tile: RowTile
     softmax: RowSoftmax
-    q_tile: cutlass.Int32
-    thread: cutlass.Int32  # within the warpgroup: the row of the tile
+    i: cutlass.Int32  # Q tile
+    thread: cutlass.Int32  # within the warpgroup: the row of the Q tile
     warp: cutlass.Int32  # within the warpgroup
-    row: cutlass.Int32  # global
-    warp_row: cutlass.Int32  # global, of the warp's first thread
+    query: cutlass.Int32
+    head: cutlass.Int32
+    first_query: cutlass.Int32
+    last_query: cutlass.Int32
 
 
 @cute.jit
-def softmax(cta: CtaTile, gLSE: cute.Tensor, q_tile: cutlass.Int32, thread: cutlass.Int32):
-    """P of all blocks of one Q tile, from right to left; then the rows' sums and LSE.
+def softmax(cta: Cta, mLSE: cute.Tensor, i: cutlass.Int32, thread: cutlass.Int32):
+    """P, sums and LSE of Q tile ``i`` of all tiles.
 
-    Waits: signal s.   Signals: barrier RESCALE; p, p_rest, sums.
+    Waits: signals s, sums_taken.   Signals: barrier RESCALE; p, p_rest, sums.
     Registers: cfg.softmax_registers.
     """
+
+    def softmax_tile(work: WorkTile, uses: Uses) -> Uses:
+        return _softmax_tile(_row(cta, cta.tile(work, uses), i, thread), mLSE)
+
+    for_each_tile(cta.schedule, softmax_tile, Uses.none())
+
+
+def _row(cta: Cta, tile: RowTile, i: cutlass.Int32, thread: cutlass.Int32) -> Row:
     cfg = cta.config
+    group = HeadGroup(cfg.packed_group)
     warp = cute.arch.make_warp_uniform(thread // WARP_THREADS)
-    tile_row = cta.m_block * cfg.tile_m + q_tile * TILE_M
-    row = Row(
+    tile_row = cta.q_tile(tile, i) * TILE_M
+    warp_row = tile_row + warp * WARP_THREADS
+    return Row(
         cta=cta,
+        tile=tile,
         softmax=RowSoftmax.start(cta.scores.scale_log2, cfg.rescale_threshold),
-        q_tile=q_tile,
+        i=i,
         thread=thread,
         warp=warp,
-        row=tile_row + thread,
-        warp_row=tile_row + warp * WARP_THREADS,
+        query=group.query(tile_row + thread),
+        head=group.head(tile.head, tile_row + thread),
+        first_query=group.query(warp_row),
+        last_query=group.query(warp_row + WARP_THREADS - 1),
     )
-    blocks = cta.blocks
-    count = blocks.count
-    if count > 0:
-        # The three ranges of ``KeyBlocks``, counted from the right.
-        first_full = blocks.n_stop - blocks.n_full_stop
-        first_left = blocks.n_stop - blocks.n_full_start
-        for j in cutlass.range(first_full, unroll=1):
+
+
+@cute.jit
+def _softmax_tile(row: Row, mLSE: cute.Tensor) -> Uses:
+    """All blocks of a Q tile, from right to left; then the rows' sums and LSE."""
+    cta, tile = row.cta, row.tile
+    cfg = cta.config
+    blocks = tile.blocks
+    # The three ranges of ``KeyBlocks``, counted from the right.
+    first_full = blocks.n_stop - blocks.n_full_stop
+    first_left = blocks.n_stop - blocks.n_full_start
+    for j in cutlass.range(first_full, unroll=1):
+        _block(row, j, is_masked=True)
+    for j in cutlass.range(first_full, first_left, unroll=1):
+        _block(row, j, is_masked=False)
+    if cutlass.const_expr(cfg.has_window_left):
+        for j in cutlass.range(first_left, blocks.count, unroll=1):
             _block(row, j, is_masked=True)
-        for j in cutlass.range(first_full, first_left, unroll=1):
-            _block(row, j, is_masked=False)
-        if cutlass.const_expr(cfg.has_window_left):
-            for j in cutlass.range(first_left, count, unroll=1):
-                _block(row, j, is_masked=True)
-        cta.sSum[thread, q_tile] = row.softmax.total()
-        cta.signals.sums.arrive(q_tile)
-    if row.row < cta.band.seqlen.seqlen_q:
-        gLSE[row.row] = row.softmax.lse()
+    if cutlass.const_expr(cfg.is_persistent):
+        cta.signals.sums_taken.wait_for_previous(row.i, tile.uses.tiles)
+    cta.sSum[row.thread, row.i] = row.softmax.total()
+    cta.signals.sums.arrive(row.i)
+    if row.query < tile.sequence.seqlen.seqlen_q:
+        tile.sequence.row_values(mLSE, row.head)[row.query] = row.softmax.lse()
+    return tile.uses_after
 
 
 @cute.jit
 def _block(row: Row, j: cutlass.Int32, is_masked: cutlass.Constexpr):
     """One block: S from tensor memory, the rows' factors to CORRECTION, P to tensor memory."""
-    cta = row.cta
+    cta, tile = row.cta, row.tile
     cfg = cta.config
-    buffer = cta.buffer(row.q_tile, j)
+    buffer = cta.s_buffer(tile, row.i, j)
     row_S = cute.make_rmem_tensor(cfg.tile_n, cutlass.Float32)  # (N,)
     tS = tmem.TmemRow(cta.tmem_s(buffer), cfg.tile_n, CHUNK_COLUMNS, row.thread)
-    cta.signals.s.wait(buffer, cta.use(j))
+    cta.signals.s.wait(buffer, cta.s_use(tile, j))
     for chunk in cutlass.range_constexpr(tS.num_chunks):
         tS.load(chunk, _columns(row_S, chunk))
     cap_scores(row_S, cta.scores)
     if cutlass.const_expr(is_masked):
-        first_column = (cta.blocks.n_stop - 1 - j) * cfg.tile_n
+        first_column = (tile.blocks.n_stop - 1 - j) * cfg.tile_n
         last_column = first_column + cfg.tile_n - 1
-        last_row = row.warp_row + WARP_THREADS - 1
-        if cta.band.cuts(row.warp_row, last_row, first_column, last_column):
-            mask_row(row_S, cta.band, row.row, first_column)
+        if tile.band.cuts(row.first_query, row.last_query, first_column, last_column):
+            mask_row(row_S, tile.band, row.query, first_column)
     factor = row.softmax.absorb_maximum(row_S)
     if j > 0:
         cta.sFactor[row.thread, buffer] = factor
