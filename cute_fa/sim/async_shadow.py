@@ -10,6 +10,8 @@ ordinary accesses stumble over them. At completion they become an access of an a
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -119,18 +121,31 @@ class AsyncShadow(Subsystem):
 
     def finish_read(self, area: Area, row: int, slot: int, by: int, event: np.uint32) -> None:
         """The bytes have been read: it counts as a read of agent row ``by`` at ``event``."""
-        shadow = self.shadow
-        clocks = shadow._clocks()
+        self.finish_reads([area], row, slot, by, event)
+
+    def finish_reads(
+        self, areas: Sequence[Area], row: int, slot: int, by: int, event: np.uint32
+    ) -> None:
+        """The same for several areas that the engine of one row has read."""
+        clocks = self.shadow._clocks()
+        reads = self.shadow._reads
         agent = int(clocks.agent[row, slot])
-        for number, (reader, pending) in enumerate(self.reading):
-            if reader == agent and pending is area:
-                del self.reading[number]
-                break
-        shadow._reads[agent, area.granules] = 0
-        shadow._reads[int(clocks.agent[by, slot]), area.granules] = event
+        finished = Counter(id(area) for area in areas)
+        left = []
         for reader, pending in self.reading:
+            if reader == agent and finished[id(pending)]:
+                finished[id(pending)] -= 1
+            else:
+                left.append((reader, pending))
+        self.reading = left
+        different = {id(area): area for area in areas}.values()
+        for area in different:
+            reads[agent, area.granules] = 0
+        for area in different:
+            reads[int(clocks.agent[by, slot]), area.granules] = event
+        for reader, pending in left:
             if reader == agent:
-                shadow._reads[agent, pending.granules] = IN_FLIGHT
+                reads[agent, pending.granules] = IN_FLIGHT
 
     def _knowledge(self, clocks: Clocks, issuer: Issuer) -> tuple[np.ndarray, np.ndarray]:
         """What is ordered before all issuing warps, and what is behind a proxy fence too."""

@@ -38,7 +38,7 @@ from cute_fa.sim.umma_operands import (
     read_scales,
     scale_columns,
 )
-from cute_fa.sim.umma_queue import Commit, Operation
+from cute_fa.sim.umma_queue import Commit, Operation, TensorQueues
 
 if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext
@@ -161,10 +161,11 @@ class Mma(Operation):
 
     # --- what it accesses -------------------------------------------------------------------------
 
-    def begin(self, ctx: BlockContext, row: int) -> bool:
+    def begin(self, ctx: BlockContext, queues: TensorQueues) -> bool:
         """Check its accesses and mark them; False if it cannot be carried out."""
         memory: TensorMemory = ctx.subsystem(TensorMemory.name)
-        if not all(self._begin_shared(ctx, slot, row) for slot in self.slots):
+        row = queues.row
+        if not all(self._begin_shared(ctx, slot, queues) for slot in self.slots):
             return False
         for slot in self.slots:
             for area in self._tensor_reads(memory, slot):
@@ -178,7 +179,7 @@ class Mma(Operation):
                 self.writes.append(area)
         return True
 
-    def _begin_shared(self, ctx: BlockContext, slot: int, row: int) -> bool:
+    def _begin_shared(self, ctx: BlockContext, slot: int, queues: TensorQueues) -> bool:
         areas: AsyncShadow = ctx.subsystem(AsyncShadow.name)
         operands = [((self.b,), self.product.b_layout)]
         if not self.product.a_in_tmem:
@@ -190,11 +191,14 @@ class Mma(Operation):
                 report_warp(ctx, "shared-out-of-bounds", text, self.issuer.slot, self.issuer.first)
                 return False
             if areas.active:
-                if dense:
-                    area = areas.span(slot, low * CHUNK, (stop - low) * CHUNK)
-                else:
-                    area = areas.chunks(slot, chain_chunks(descriptors, layout))
-                areas.begin_read(ctx, self.issuer, area, row)
+                known = queues.operand_areas
+                key = slot, descriptors[0], layout
+                area = known.get(key)
+                if area is None and dense:
+                    area = known[key] = areas.span(slot, low * CHUNK, (stop - low) * CHUNK)
+                elif area is None:
+                    area = known[key] = areas.chunks(slot, chain_chunks(descriptors, layout))
+                areas.begin_read(ctx, self.issuer, area, queues.row)
                 self.shared.append(area)
         return True
 

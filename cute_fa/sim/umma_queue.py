@@ -17,6 +17,7 @@ one commit at a time, ``random`` at any time.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -64,18 +65,6 @@ class Operation:
         """Do it now, in memory; may take operations off the queue's head and do them as well."""
         raise NotImplementedError(type(self).__name__)
 
-    def finish(self, wave: Wave, row: int, event: np.uint32) -> None:
-        """It has happened at an event of the race clocks: tell the shadows of what it accessed."""
-        areas: AsyncShadow = wave.shared_state[AsyncShadow.name]
-        memory: TensorMemory = wave.shared_state[TensorMemory.name]
-        slot = self.issuer.slot
-        for shared in self.shared:
-            areas.finish_read(shared, row, slot, row, event)
-        for area in self.reads:
-            memory.finish_read(area, row, slot, event)
-        for area in self.writes:
-            memory.finish_write(area, row, slot, event)
-
 
 @dataclass(eq=False)
 class Commit:
@@ -101,13 +90,19 @@ class _Queue:
 
 @subsystem
 class TensorQueues(Subsystem):
-    """The queues of one wave, by the slot of the CTA, or of the even CTA of a pair."""
+    """The queues of one wave, by the slot of the CTA, or of the even CTA of a pair.
+
+    Attributes:
+        row: agent row of the tensor cores.
+        operand_areas: what operands cover in shared memory, by what describes them.
+    """
 
     name = "tensor-queues"
 
     def on_wave_start(self, wave: Wave) -> None:
         self.wave = wave
         self.queues: dict[int, _Queue] = {}
+        self.operand_areas: dict[Hashable, SharedArea] = {}
         self.eager = wave.options.completion == "eager"
         self.late = wave.options.completion == "late"
         self.row = tensor_row(wave.num_warps, 0)
@@ -140,6 +135,19 @@ class TensorQueues(Subsystem):
         if self.eager:
             self._run(ctx, queue, len(queue.entries))
 
+    def finish(self, operations: Sequence[Operation], slot: int, event: np.uint32) -> None:
+        """What a CTA issued has happened, at an event of the race clocks: tell the shadows."""
+        areas: AsyncShadow = self.wave.shared_state[AsyncShadow.name]
+        memory: TensorMemory = self.wave.shared_state[TensorMemory.name]
+        shared = [area for operation in operations for area in operation.shared]
+        if shared:
+            areas.finish_reads(shared, self.row, slot, self.row, event)
+        for operation in operations:
+            for area in operation.reads:
+                memory.finish_read(area, self.row, slot, event)
+            for area in operation.writes:
+                memory.finish_write(area, self.row, slot, event)
+
     # --- carrying out -----------------------------------------------------------------------------
 
     def _run(self, ctx: BlockContext, queue: _Queue, count: int) -> None:
@@ -161,8 +169,7 @@ class TensorQueues(Subsystem):
         wave = self.wave
         clocks = wave.shared_state[AsyncShadow.name].clocks
         event = np.uint32(0) if clocks is None else clocks.access(commit.instr.index)
-        for operation in commit.tracked:
-            operation.finish(wave, self.row, event)
+        self.finish(commit.tracked, commit.issuer.slot, event)
         known = commit.knowledge
         if known is not None and clocks is not None:  # in every section of the columns
             agent = int(clocks.agent[self.row, commit.issuer.slot])

@@ -211,8 +211,8 @@ class TensorMma(ThreadIssued):
                 a_scales=scales[0],
                 b_scales=scales[1],
             )
-            if not mma.begin(ctx, queues.row):
-                mma.finish(ctx.wave, queues.row, np.uint32(0))  # what it began to access
+            if not mma.begin(ctx, queues):
+                queues.finish([mma], slot, np.uint32(0))  # what it began to access
             else:
                 self._count(ctx, mma)
                 queues.issue(mma)
