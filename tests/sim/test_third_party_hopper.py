@@ -8,7 +8,6 @@ that broadcasts through st.async, and an epilogue through stmatrix and TMA store
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from cute_fa.sim.device import Device
-from tests.sim.test_third_party_quack import import_quack
+from tests.sim.third_party import POLICIES, fresh_quack
 
 pytestmark = [
     pytest.mark.third_party,
@@ -25,25 +24,15 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("quack") is None, reason="no quack-kernels"),
 ]
 
-POLICIES = ("eager", "late", "random")
 ROWS = 4
 COLUMNS = 32768  # wide enough for a cluster of two
 
 
 @pytest.fixture(scope="module")
 def quack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """The package as a process sees it that has only met this device: it keeps compiled kernels and
-    the device's properties in its modules, whatever architecture they were for."""
     torch.manual_seed(0)
-    others = _take_out("quack")
-    yield import_quack(tmp_path_factory.mktemp("quack"))
-    _take_out("quack")
-    sys.modules.update(others)
-
-
-def _take_out(package: str) -> dict[str, ModuleType]:
-    names = [name for name in sys.modules if name.partition(".")[0] == package]
-    return {name: sys.modules.pop(name) for name in names}
+    with fresh_quack(tmp_path_factory.mktemp("quack")) as package:
+        yield package
 
 
 def run(completion: str, program, *args, **kwargs) -> tuple[torch.Tensor, Device]:  # type: ignore[no-untyped-def]

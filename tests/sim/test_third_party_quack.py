@@ -6,7 +6,6 @@ their own caches for TVM-FFI, use cp.async, shuffles, shared-memory reductions a
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from cute_fa.sim.device import Device
+from tests.sim.third_party import import_quack
 
 pytestmark = [
     pytest.mark.third_party,
@@ -28,25 +28,6 @@ pytestmark = [
 ]
 
 ROWS = 8  # a whole number of the kernels' row tiles
-
-
-def import_quack(cache: Path) -> ModuleType:
-    """Import the package with its kernel cache in ``cache``.
-
-    Its autotuner imports triton, half a gigabyte that its CuTe DSL kernels do not need: a stand-in
-    is there while it is imported, and gone afterwards, so that torch does not take it for real.
-    """
-    importlib.import_module("torch._dynamo")  # would look into the stand-in
-    stand_in = ModuleType("triton")
-    stand_in.runtime = ModuleType("triton.runtime")  # type: ignore[attr-defined]
-    stand_in.runtime.cache = ModuleType("triton.runtime.cache")
-    stand_in.runtime.cache.FileCacheManager = object
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QUACK_CACHE_DIR", str(cache))
-        if "triton" not in sys.modules:
-            for module in (stand_in, stand_in.runtime, stand_in.runtime.cache):
-                patch.setitem(sys.modules, module.__name__, module)
-        return importlib.import_module("quack")
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +155,8 @@ def test_another_architecture_with_kernels_that_the_package_kept_on_disk(tmp_pat
         import torch
         from pathlib import Path
         from cute_fa.sim.device import Device
-        from tests.sim.test_third_party_quack import check, import_quack, sample
+        from tests.sim.test_third_party_quack import check, sample
+        from tests.sim.third_party import import_quack
         quack = import_quack(Path({str(tmp_path)!r}))
         with Device("sm_120a", workers=1) as dev:
             x, reference = sample(8, 1000)
