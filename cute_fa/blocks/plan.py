@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from cute_fa.errors import InvalidArgumentError, UnsupportedError
-from cute_fa.problem import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, KernelVariant
+from cute_fa.problem import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, AttentionProblem, KernelVariant
+from cute_fa.varlen import VarlenProblem
 
 Require = Callable[..., None]
 
@@ -121,3 +122,27 @@ def check_served(
             got=f"packed_group {variant.packed_group}",
             expected="packed_group 1",
         )
+
+
+def group_that_saves_tiles(
+    problem: AttentionProblem | VarlenProblem, *, box_rows: int, tile_m: int
+) -> int:
+    """How many query heads of a K/V head had better share row tiles: all G, or 1.
+
+    All if that makes fewer tiles: ⌈Sq·G / M⌉ for a K/V head, against G·⌈Sq / M⌉, each of which
+    passes over the same K and V. Packed sequences are counted as if all had the mean length.
+
+    Args:
+        box_rows: rows of one TMA box of Q, which G has to divide.
+        tile_m: M, rows of a tile.
+    """
+    if isinstance(problem, VarlenProblem):
+        padded = problem.padded
+        queries = -(-problem.total_q // max(padded.batch, 1))
+    else:
+        padded, queries = problem, problem.seqlen_q
+    group = padded.heads_q // padded.heads_k
+    if box_rows % group:
+        return 1
+    saves = -(-queries * group // tile_m) < group * -(-queries // tile_m)
+    return group if saves else 1

@@ -154,9 +154,10 @@ KERNELS: tuple[KernelEntry, ...] = (
         kernel="cute_fa.fa4.fwd:Fa4Fwd",
         arguments="cute_fa.fa4.fwd:fake_arguments",
         pick="cute_fa.fa4.config:pick_fwd",
+        preference="cute_fa.fa4.config:preferred_group",
         sources=("cute_fa.fa4", "cute_fa.blocks", "cute_fa.exp2"),
         summary="tcgen05 and tensor memory; exp2 on two units; O rescaled only when it matters",
-        features=(*_FEATURES, "varlen"),
+        features=(*_FEATURES, "varlen", "packed GQA"),
         exp2_error=MAX_RELATIVE_ERROR,
     ),
 )

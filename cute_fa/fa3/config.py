@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from cute_fa.blocks.plan import check_plan, check_served, requirements
+from cute_fa.blocks.plan import (
+    check_plan,
+    check_served,
+    group_that_saves_tiles,
+    requirements,
+)
 from cute_fa.blocks.tiles import WARP_THREADS, round_up, tile_bytes
 from cute_fa.errors import UnsupportedError
 from cute_fa.problem import DTYPE_BYTES, MAX_HEAD_DIM, AttentionProblem, KernelVariant
@@ -354,22 +359,10 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
 
 
 def preferred_group(problem: AttentionProblem | VarlenProblem) -> int:
-    """How many query heads of a K/V head had better share row tiles: all G, or 1.
-
-    All if that makes fewer tiles: ⌈Sq·G / M⌉ for a K/V head, against G·⌈Sq / M⌉, each of which
-    passes over the same K and V. Packed sequences are counted as if all had the mean length.
-    """
-    if isinstance(problem, VarlenProblem):
-        padded = problem.padded
-        queries = -(-problem.total_q // max(padded.batch, 1))
-    else:
-        padded, queries = problem, problem.seqlen_q
-    group = padded.heads_q // padded.heads_k
-    if STRIP_ROWS % group:
-        return 1
+    """How many query heads of a K/V head had better share row tiles."""
+    padded = problem.padded if isinstance(problem, VarlenProblem) else problem
     tile_m = STRIP_ROWS * tile_choice(padded.variant).num_consumers
-    saves = -(-queries * group // tile_m) < group * -(-queries // tile_m)
-    return group if saves else 1
+    return group_that_saves_tiles(problem, box_rows=STRIP_ROWS, tile_m=tile_m)
 
 
 def with_own_o(config: Fa3FwdConfig) -> Fa3FwdConfig:

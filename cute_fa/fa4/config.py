@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from cute_fa.blocks.plan import check_plan, check_served, requirements
+from cute_fa.blocks.plan import (
+    check_plan,
+    check_served,
+    group_that_saves_tiles,
+    requirements,
+)
 from cute_fa.blocks.tiles import WARP_THREADS, round_up, tile_bytes
 from cute_fa.errors import InvalidArgumentError, UnsupportedError
 from cute_fa.exp2 import CHUNK_COLUMNS, polynomial_pairs
-from cute_fa.problem import MAX_HEAD_DIM, KernelVariant
+from cute_fa.problem import MAX_HEAD_DIM, AttentionProblem, KernelVariant
 from cute_fa.target import KIB, Target
+from cute_fa.varlen import VarlenProblem
 
 DTYPES = ("float16", "bfloat16")
 ELEMENT_BYTES = 2
@@ -408,6 +414,13 @@ def tile_choice(variant: KernelVariant) -> TileChoice:
         got=f"head dims {variant.head_dim} and {variant.head_dim_v}",
         expected=f"head dims up to {MAX_HEAD_DIM}",
     )
+
+
+def preferred_group(problem: AttentionProblem | VarlenProblem) -> int:
+    """How many query heads of a K/V head had better share row tiles."""
+    padded = problem.padded if isinstance(problem, VarlenProblem) else problem
+    tile_m = TILE_M * tile_choice(padded.variant).num_q_tiles
+    return group_that_saves_tiles(problem, box_rows=TILE_M, tile_m=tile_m)
 
 
 def _with_most_stages(config: Fa4FwdConfig) -> Fa4FwdConfig:
