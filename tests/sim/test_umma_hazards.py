@@ -132,6 +132,13 @@ def test_bugs_are_reported(bug: str, completion: str) -> None:
         assert set(got.out.reshape(-1)) == {0x7FC0DEAD}
 
 
+def test_a_deadlock_names_what_no_commit_tracks() -> None:
+    got = kernel(BEFORE + MMA + WAIT + AFTER)
+    assert got.rules[0] == "deadlock"
+    line = got.line("tcgen05.mma")
+    assert f"no commit tracks [{line}]" in got.launch.hazards[0].message
+
+
 def mutated(**fields: object) -> int:
     return SharedDescriptor(**{**LEFT.__dict__, **fields}).encode()
 
