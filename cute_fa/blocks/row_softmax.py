@@ -63,7 +63,9 @@ class RowSoftmax:
         new = cute.arch.fmax(old, row_maximum(row_S) * self.scale_log2)
         # Of two −∞ the difference is NaN, and the comparison false: then new is −∞ as well.
         is_near = new - old <= self.threshold
-        factor = cutlass.select_(is_near, cutlass.Float32(1.0), exp2(old - finite_anchor(new)))
+        # A row that has seen no key has nothing to rescale: its O and sums are 0.
+        stays = is_near | (old == NEG_INF)
+        factor = cutlass.select_(stays, cutlass.Float32(1.0), exp2(old - finite_anchor(new)))
         self.anchor_log2[0] = cutlass.select_(is_near, old, new)
         self.sums[0], self.sums[1] = mul2((self.sums[0], self.sums[1]), both(factor))
         return factor
