@@ -228,12 +228,13 @@ def check_attention(out: torch.Tensor, lse: torch.Tensor, *want: torch.Tensor) -
 
 @pytest.mark.parametrize("completion", POLICIES)
 def test_causal_attention_with_shared_heads(completion: str) -> None:
-    """Two heads of queries for one of keys, of 64 columns; a pair of CTAs for each head."""
+    """Two heads of queries for one of keys, of 64 columns."""
     program, *want = attention(300, 2, 1, 64, causal=True)
     (out, lse), rules, launch = run(program, completion)
     check_attention(out, lse, *want)
     assert rules <= WARNINGS
-    assert launch.counters["mma_flops.bf16"] > 0 and launch.cluster[0] == 2
+    # Two matrix products; rows and columns in tiles of 128, half of them masked.
+    assert 4 * 2 * 300 * 300 * 64 / 2 <= launch.counters["mma_flops.bf16"] <= 4 * 2 * 512 * 512 * 64
 
 
 def test_attention_with_narrow_values_and_a_reducing_load() -> None:
@@ -248,12 +249,12 @@ def test_relaxed_arrivals_do_not_order_the_probabilities(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A true finding in the program for 128 columns: the softmax warps store P to tensor memory,
-    wait for the store and arrive with ``mbarrier.arrive.relaxed``, which by the ISA orders nothing
-    for the tensor core that reads P. Releasing instead is all that it takes."""
+    wait for the store and arrive with ``mbarrier.arrive.relaxed`` and no tcgen05.fence, which by
+    the ISA orders nothing for the tensor core that reads P. Releasing instead is enough."""
     program, *want = attention(256, 2, 2, 128, causal=False)
     (out, lse), rules, _ = run(program, "eager", strict=False)
     check_attention(out, lse, *want)
-    assert rules - WARNINGS == {"tmem-race"}
+    assert rules - WARNINGS == {"missing-tcgen05-fence"}
 
     parse = device_module.parse_all
     relaxed, release = (f"mbarrier.arrive.{how}.cluster" for how in ("relaxed", "release"))
