@@ -155,17 +155,20 @@ def _split(operands: str) -> Iterator[str]:
 
 # --- left out -------------------------------------------------------------------------------------
 
+_WAITS = {"try_wait", "test_wait", "wait_group", "wait_all", "wait"}
+
+
+def _names(instr: ptx.Instr) -> tuple[str, ...]:
+    """The parts of an opcode without what stands behind ``::``, as in ``tcgen05.wait::st``."""
+    return tuple(part.partition("::")[0] for part in instr.parts)
+
+
 _LEFT_OUT: tuple[tuple[str, Callable[[ptx.Instr], bool]], ...] = (
-    ("fence", lambda i: i.op in ("fence", "membar") or i.parts[1] == "fence"),
+    ("fence", lambda i: i.op in ("fence", "membar") or _names(i)[1] == "fence"),
     ("commit", lambda i: any(part in ("commit", "commit_group") for part in i.parts)),
     ("arrive", lambda i: any(part in ("arrive", "arrive_drop") for part in i.parts)),
     ("expect_tx", lambda i: i.parts[:2] == ("mbarrier", "expect_tx")),
-    (
-        "wait",
-        lambda i: any(
-            part in ("try_wait", "test_wait", "wait_group", "wait_all", "wait") for part in i.parts
-        ),
-    ),
+    ("wait", lambda i: not _WAITS.isdisjoint(_names(i))),
     ("barrier", lambda i: i.op in ("bar", "barrier") and "sync" in i.parts),
     (
         "allocation",
