@@ -36,7 +36,6 @@ from cute_fa.reference.events import interleave
 
 NEG_INF = float("-inf")
 LOG2_E = math.log2(math.e)
-TILE_M = 128
 S_BUFFERS = 2
 
 LOAD, MMA, SOFTMAX, CORRECTION = "load", "mma", "softmax", "correction"
@@ -151,7 +150,7 @@ class RescaleCounts:
 
 
 def exp2_cubic(x: Tensor) -> Tensor:
-    """2ˣ as the kernel's FMA pipe computes it, bit for bit in fp32.
+    """2ˣ of fp32 numbers as the kernel's FMA pipe computes it, bit for bit.
 
     An fp32 fma is a product and a sum in fp64, rounded once more at the end.
     """
@@ -162,8 +161,6 @@ def exp2_cubic(x: Tensor) -> Tensor:
     for coefficient in reversed(COEFFICIENTS[:-1]):
         constant = torch.tensor(coefficient, dtype=x.dtype).double()
         power = (power.double() * fraction.double() + constant).to(x.dtype)
-    if x.dtype != torch.float32:
-        return torch.ldexp(power, exponent)
     bits = power.view(torch.int32) + (exponent.to(torch.int32) << MANTISSA_BITS)
     return bits.view(torch.float32)
 
@@ -267,7 +264,9 @@ class _Tile:
         # One fma: a product and a sum in fp64, rounded once.
         x = (scores.double() * plan.scale_log2 - finite[..., None].double()).to(scores.dtype)
         cubic = plan.cubic[: x.shape[-1]]
-        p = torch.where(cubic, exp2_cubic(x), torch.exp2(x))
+        p = torch.exp2(x)
+        if cubic.any():
+            p = torch.where(cubic, exp2_cubic(x), p)
         tile.row_sum = tile.factor * tile.row_sum + p.sum(dim=-1)
         tile.anchor = anchor
         if event.block > 0:
@@ -323,11 +322,14 @@ class _Tile:
         return held[2]
 
 
-def _tile(plan: _Plan, start: int, num_q_tiles: int, blocks: list[slice]) -> _Tile:
+def _tile(plan: _Plan, rows_of_tile: slice, num_q_tiles: int, blocks: list[slice]) -> _Tile:
+    """A tile whose rows are cut into Q tiles; the last may be short or empty."""
     seqlen_q = plan.q.shape[2]
+    height = -(-(rows_of_tile.stop - rows_of_tile.start) // num_q_tiles)
     q_tiles = []
     for i in range(num_q_tiles):
-        rows = slice(min(start + i * TILE_M, seqlen_q), min(start + (i + 1) * TILE_M, seqlen_q))
+        start = rows_of_tile.start + i * height
+        rows = slice(min(start, seqlen_q), min(start + height, seqlen_q))
         q = plan.q[:, :, rows]
         shape = q.shape[:-1]
         acc_o = q.new_zeros(*shape, plan.v.shape[-1])
@@ -345,8 +347,9 @@ def forward(
     causal: bool = False,
     window_size: Window = (-1, -1),
     softcap: float = 0.0,
-    num_q_tiles: int = 2,
+    tile_m: int = 256,
     tile_n: int = 128,
+    num_q_tiles: int = 2,
     stages: int = 3,
     pairs_per_chunk: int = 4,
     rescale_threshold: float = 8.0,
@@ -355,9 +358,10 @@ def forward(
     """Attention and its log-sum-exp by FA4's schedule; arguments and results as ``fa1.forward``.
 
     Args:
-        num_q_tiles: tiles of 128 rows in flight, 1 or 2.
+        num_q_tiles: what a tile of ``tile_m`` rows is cut into, 1 or 2.
         stages: depth of the ring that K and V share.
-        pairs_per_chunk: of the 16 pairs of 32 scores, those whose exponentials are cubics.
+        pairs_per_chunk: of the 16 pairs of 32 scores, those whose exponentials are cubics; none of
+            fp64 inputs, which are for exact comparisons.
         rescale_threshold: growth of a row's maximum that O is not rescaled for, in log2 units.
         counts: where to count rescales.
     """
@@ -381,17 +385,16 @@ def forward(
         tile_n=tile_n,
         stages=stages,
         threshold=rescale_threshold,
-        cubic=is_cubic(tile_n, pairs_per_chunk),
+        cubic=is_cubic(tile_n, pairs_per_chunk if compute == torch.float32 else 0),
         counts=counts or RescaleCounts(),
     )
     out = plan.q.new_empty(*plan.q.shape[:-1], v.shape[-1])  # (B, Hq, Sq, Dv)
     lse = plan.q.new_empty(plan.q.shape[:-1])  # (B, Hq, Sq)
-    tile_m = num_q_tiles * TILE_M
     for start in range(0, seqlen_q, tile_m):
-        rows = slice(start, min(start + tile_m, seqlen_q))
+        rows = slice(start, start + tile_m)
         columns = [slice(n, n + tile_n) for n in reversed(range(0, seqlen_k, tile_n))]
         blocks = [block for block in columns if visible[rows, block].any()]
-        tile = _tile(plan, start, num_q_tiles, blocks)
+        tile = _tile(plan, rows, num_q_tiles, blocks)
         for event in schedule(len(blocks), num_q_tiles, stages):
             tile.run(event)
         tile.finish(out, lse)

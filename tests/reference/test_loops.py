@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
-from cute_fa.reference import dense, fa1, fa2, fa3
+from cute_fa.reference import dense, fa1, fa2, fa3, fa4
 
-ALGORITHMS = pytest.mark.parametrize("algorithm", [fa1, fa2, fa3], ids=["fa1", "fa2", "fa3"])
+ALGORITHMS = pytest.mark.parametrize(
+    "algorithm", [fa1, fa2, fa3, fa4], ids=["fa1", "fa2", "fa3", "fa4"]
+)
 
 # (Sq, Sk, features). Every mask edge meets tiles of 16 × 24 (they divide none of these lengths):
 # the diagonal above, on and below the corner, bands narrower and wider than a tile, rows that see
