@@ -130,7 +130,7 @@ def _creeping(steps: int, growth: float):
     return q, k, v
 
 
-@pytest.mark.parametrize(("growth", "rescales"), [(7.9, 49), (8.1, 99), (0.5, 5), (-1.0, 0)])
+@pytest.mark.parametrize(("growth", "rescales"), [(7.9, 49), (8.1, 99), (0.52, 6), (-1.0, 0)])
 def test_threshold(growth, rescales):
     """A maximum that grows by less than the threshold 100 times is followed when it adds up."""
     q, k, v = _creeping(100, growth)
