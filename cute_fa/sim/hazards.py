@@ -29,13 +29,15 @@ class Rule:
     """One kind of hazard.
 
     ``optional`` rules need bookkeeping beside the access and can be switched off; the others are
-    found by looking an address or a barrier up, which the simulator cannot do without.
+    found by looking an address or a barrier up, which the simulator cannot do without. ``strict``
+    ones are off unless they are named: sound programs break them.
     """
 
     name: str
     severity: str
     meaning: str
     optional: bool = False
+    strict: bool = False
 
 
 _RULES = (
@@ -197,6 +199,15 @@ _RULES = (
         "tensor memory accesses ordered by relaxed synchronisation without the tcgen05 fences",
         optional=True,
     ),
+    Rule(
+        "unfenced-tcgen05",
+        # Release and acquire order tensor memory, too (9.7.16.6.3); every canonical pattern of
+        # 9.7.16.6.4 has the fences.
+        WARNING,
+        "tensor memory accesses of two warps without the tcgen05 fences between them",
+        optional=True,
+        strict=True,
+    ),
     Rule("cluster-launch", ERROR, "cluster launch control against the rules of PTX ISA 9.7.13.17"),
     Rule("tensor-descriptor", ERROR, "a tcgen05 descriptor or address that the ISA does not allow"),
     Rule(
@@ -342,7 +353,8 @@ def selected_rules(checks: bool | Iterable[str]) -> frozenset[str]:
     """
     optional = frozenset(name for name, rule in RULES.items() if rule.optional)
     if isinstance(checks, bool):
-        return optional if checks else frozenset()
+        usual = frozenset(name for name in optional if not RULES[name].strict)
+        return usual if checks else frozenset()
     names = frozenset([checks] if isinstance(checks, str) else checks)
     unknown = sorted(names - set(RULES))
     if unknown:

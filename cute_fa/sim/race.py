@@ -51,6 +51,7 @@ class Clocks:
         engines: asynchronous agents per CTA; agent rows ``warps …``.
         proxies: also keep what is ordered by a proxy fence: ``seen`` then has ``agents`` more
             columns, which travel with releases and acquires (see :meth:`fence`).
+        announced: also keep what warps pass on of tensor memory behind a fence, in as many.
         tensor: also keep what is ordered for accesses to tensor memory, in ``agents`` columns more:
             at least what is ordered for others, since tensor memory has fences of its own, and
             completed matrix products, which say nothing about other memory.
@@ -58,8 +59,9 @@ class Clocks:
     Attributes:
         rows: agents per CTA.
         agents: agents per cluster: agent ``row + rank * rows``.
-        columns: entries per agent in ``seen``: ``agents``, twice or three times.
+        columns: entries per agent in ``seen``: ``agents`` for each kind of order.
         fenced, tensor: the columns of ``seen`` about proxy fences and tensor memory; None without.
+        announced: the columns of what each agent passes on as behind a ``tcgen05`` fence.
         agent: id of each row and slot, uint32 ``(rows, R)``.
         seen: uint32 ``(rows, R, agents)``; an agent's own entry is ``IN_FLIGHT``: always ordered.
         floor: uint32 ``(rows, R)``: smallest entry of each ``seen``.
@@ -73,15 +75,17 @@ class Clocks:
         engines: int = 0,
         proxies: bool = False,
         tensor: bool = False,
+        announced: bool = False,
     ) -> None:
         self.rows = warps + engines
         self.agents = self.rows * cluster_size
         slots = len(ranks)
         rows = np.arange(self.rows, dtype=np.uint32)[:, None]
         self.agent = rows + ranks.astype(np.uint32)[None] * np.uint32(self.rows)
-        self.columns = self.agents * (1 + proxies + tensor)
-        self.fenced = slice(self.agents, 2 * self.agents) if proxies else None
-        self.tensor = slice(self.columns - self.agents, self.columns) if tensor else None
+        self.columns = self.agents
+        self.fenced = self._more_columns(proxies)
+        self.tensor = self._more_columns(tensor)
+        self.announced = self._more_columns(announced)
         self.seen = np.zeros((self.rows, slots, self.columns), np.uint32)
         column = np.arange(self.columns, dtype=np.uint32)
         self._own = column == self.agent[..., None]
@@ -94,6 +98,13 @@ class Clocks:
         self._events = array("I", [_NO_INSTRUCTION])
         self._most_events = min(IN_FLIGHT // self.agents - 1, MOST_EVENTS)
         self._has_forgotten = False
+
+    def _more_columns(self, wanted: bool) -> slice | None:
+        """Columns for another kind of order behind those that there are."""
+        if not wanted:
+            return None
+        self.columns += self.agents
+        return slice(self.columns - self.agents, self.columns)
 
     @property
     def full(self) -> bool:

@@ -26,6 +26,7 @@ from cute_fa.sim.engines import engine_rows, uses_tensor_memory
 from cute_fa.sim.isa import Subsystem, subsystem
 from cute_fa.sim.race import IN_FLIGHT, LIVE_BARRIER, NEVER, Clocks
 from cute_fa.sim.tensor_stamps import RULES as TENSOR_RULES
+from cute_fa.sim.tensor_stamps import STRICT_RULE
 
 if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext, Wave
@@ -87,6 +88,7 @@ class SharedShadow(Subsystem):
             engines,
             proxies=engines > 0,
             tensor=tensor,
+            announced=tensor and STRICT_RULE in wanted,
         )
         self._granules = wave.smem.nbytes // granule
         self._writes = np.full(self._granules, NEVER, np.uint32)

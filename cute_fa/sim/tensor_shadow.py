@@ -243,6 +243,12 @@ class TensorShadow(TensorStamps):
             warp = w0 + int(w)
             known = clocks.release((warp, warp + 1, c0, c1))[:, clocks.tensor]
             np.copyto(self._before[warp, c0:c1], known, where=active[w][:, None])
+            if self._fenced is not None:
+                behind = self._fenced[warp, c0:c1].copy()
+                own = clocks.agent[warp, c0:c1].astype(np.intp)[:, None]
+                np.put_along_axis(behind, own, np.take_along_axis(known, own, -1), -1)
+                announced = clocks.seen[warp, c0:c1, clocks.announced]
+                np.maximum(announced, behind, out=announced, where=active[w][:, None])
 
     def fence_after(self, ctx: BlockContext, active: np.ndarray) -> None:
         """``tcgen05.fence::after_thread_sync``: what relaxed waits have seen is ordered now."""
@@ -251,8 +257,12 @@ class TensorShadow(TensorStamps):
         snapshot = np.zeros((*active.shape, clocks.columns), np.uint32)
         snapshot[..., clocks.tensor] = self._after[w0:w1, c0:c1]
         for w in np.flatnonzero(active.any(axis=1)):
-            rect = w0 + int(w), w0 + int(w) + 1, c0, c1
-            clocks.acquire(rect, snapshot[w], active[w : w + 1])
+            warp = w0 + int(w)
+            clocks.acquire((warp, warp + 1, c0, c1), snapshot[w], active[w : w + 1])
+            if self._fenced is not None:
+                fenced = self._fenced[warp, c0:c1]
+                announced = clocks.seen[warp, c0:c1, clocks.announced]
+                np.maximum(fenced, announced, out=fenced, where=active[w][:, None])
 
     def relaxed_arrival(self, slot: int, warp: int, known: np.ndarray | None) -> np.ndarray:
         """What a warp's relaxed arrival passes on, ``(columns,)``: ``known`` and its fence."""

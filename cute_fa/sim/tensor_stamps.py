@@ -37,7 +37,9 @@ RULES = (
     "tmem-unwaited-load",
     "tmem-load-order",
     "missing-tcgen05-fence",
+    "unfenced-tcgen05",
 )
+STRICT_RULE = "unfenced-tcgen05"
 
 COLUMNS = 512
 GRANULES = QUARTERS * 2  # of a column
@@ -100,6 +102,11 @@ class TensorStamps:
         # What fences where there are none would have ordered for each warp.
         self._unfenced = np.zeros((wave.num_warps, wave.num_ctas, clocks.agents), np.uint32)
         self._shared.followers.append(self._forget)
+        # What tcgen05 fences on both sides have ordered for each warp; None if that is not asked.
+        self._fenced: np.ndarray | None = None
+        if clocks.announced is not None:
+            self._fenced = np.zeros_like(self._unfenced)
+            self._restart_fenced(0)
 
     def _clocks(self) -> Clocks:
         return self._shared._clocks()
@@ -111,6 +118,16 @@ class TensorStamps:
         self._reads[self._reads < IN_FLIGHT] = 0
         self._issues[...] = 0
         self._unfenced[...] = 0
+        self._restart_fenced(2 * clocks.agents)
+
+    def _restart_fenced(self, limit: int) -> None:
+        """Order everything before ``limit``, and what a warp did itself."""
+        clocks = self._shared.clocks
+        if self._fenced is None or clocks is None:
+            return
+        self._fenced[...] = limit
+        own = clocks.agent[: self.wave.num_warps].astype(np.intp)[..., None]
+        np.put_along_axis(self._fenced, own, np.uint32(IN_FLIGHT), axis=-1)
 
     # --- places -----------------------------------------------------------------------------------
 
@@ -147,6 +164,8 @@ class TensorStamps:
         clocks = self._clocks()
         seen = clocks.seen[piece.warps, piece.slots, clocks.tensor]
         agents = np.uint32(clocks.agents)
+        if self._fenced is not None:
+            self._check_fences(ctx, piece, stamps, seen, what)
         high, low = stamps.max(axis=(1, 3)).T, stamps.min(axis=(1, 3)).T
         nothing = NEVER if what == "write" else 0
         if not (reading and what == "write") and (low == nothing).all() and (high == low).all():
@@ -169,6 +188,27 @@ class TensorStamps:
             issuer = Issuer(slot, warp, warp + 1)
             self._blame(ctx, issuer, int(stamp), what, address, reading=reading)
 
+    def _check_fences(
+        self, ctx: BlockContext, piece: Piece, stamps: np.ndarray, seen: np.ndarray, what: str
+    ) -> None:
+        """What is ordered for a piece has to be ordered by tcgen05 fences, too."""
+        assert self._fenced is not None
+        fenced = self._fenced[piece.warps, piece.slots]
+        w, c = (np.arange(n) for n in piece.shape)
+        at = w[None, None, :, None], c[:, None, None, None], stamps % self._clocks().agents
+        bad = (stamps >= fenced[at]) & (stamps < seen[at]) & (stamps != 0)
+        for stamp in np.unique(stamps[bad]):
+            slot, _, warp, _ = np.argwhere(bad & (stamps == stamp))[0]
+            issuer = Issuer(
+                piece.slots.start + int(slot), piece.warps.start + int(warp), piece.warps.stop
+            )
+            self._report_unfenced(ctx, issuer, int(stamp), what)
+
+    def _report_unfenced(self, ctx: BlockContext, issuer: Issuer, stamp: int, what: str) -> None:
+        text = "no tcgen05 fences on both sides of what orders two accesses to tensor memory"
+        other = self._site(issuer.slot, stamp, what)
+        report_warp(ctx, STRICT_RULE, text, issuer.slot, issuer.first, other=other)
+
     def _check_area(
         self,
         ctx: BlockContext,
@@ -182,6 +222,12 @@ class TensorStamps:
     ) -> None:
         """The same for an area, with what is ordered before the access, ``(agents,)``."""
         agents = np.uint32(self._clocks().agents)
+        if self._fenced is not None and ctx.instr.parts[1] != "dealloc":
+            last = stamps % agents
+            known = seen[last]
+            bad = (stamps >= self._fenced[issuer.first, issuer.slot][last]) & (stamps < known)
+            for stamp in np.unique(stamps[bad & (stamps != 0) & (known != _ALWAYS)]):
+                self._report_unfenced(ctx, issuer, int(stamp), what)
         high = stamps.max()
         if high < seen[high % agents] and (stamps == high).all():
             return

@@ -319,6 +319,45 @@ def test_a_pair_is_ordered_by_its_cluster_barrier() -> None:
             assert got.rules == expected, name
 
 
+BEFORE = "tcgen05.fence::before_thread_sync;\n"
+FENCED = {
+    "store and load": (ST + WAIT_ST + BEFORE, SYNC, AFTER + LD + WAIT_LD),
+    "load and store": (LD + WAIT_LD + BEFORE, SYNC, AFTER + ST + WAIT_ST),
+    "store and copy": (
+        ST + WAIT_ST + BEFORE + "bar.sync 2, 128;\n" + AFTER + CP + COMMIT,
+        wait_on(),
+        "",
+    ),
+    "copy and load, the commit being a fence": (CP + COMMIT, wait_on(), AFTER + LD + WAIT_LD),
+    "a barrier that others pass on": (
+        ST + WAIT_ST + BEFORE + arrive(),
+        "",
+        wait_on(OTHER_BAR) + "bar.sync 3, 128;\n" + AFTER + LD + WAIT_LD,
+    ),
+}
+"""(first, between, second): by the strict rule every fence of these is needed."""
+
+
+@pytest.mark.parametrize("name", FENCED)
+def test_strict_fences(name: str) -> None:
+    """By the strict rule release and acquire are not enough; usually they are."""
+    every = frozenset(hazards.RULES)
+    before = ST + WAIT_ST + BEFORE
+    first, between, second = FENCED[name]
+    assert program(AFTER + first, between, second, before=before, checks=every).rules == []
+    for number, part in enumerate((first, second)):
+        for fence in (BEFORE, AFTER):
+            if fence not in part:
+                continue
+            less = [first, second]
+            less[number] = part.replace(fence, "")
+            text = AFTER + less[0], between, less[1]
+            wrong = program(*text, before=before, checks=every)
+            assert set(wrong.rules) == {"unfenced-tcgen05"}
+            assert wrong.launch.hazards[0].severity == "warning"
+            assert program(*text, before=before).rules == []
+
+
 def test_many_events() -> None:
     """The clocks forget their past in between; nothing is reported that is not wrong."""
     from unittest.mock import patch
@@ -331,7 +370,7 @@ def test_many_events() -> None:
 
 def test_every_rule_has_a_program() -> None:
     named = {rule for rule, *_ in WRONG.values()}
-    named |= {"uninitialised-tmem-read", "tmem-load-order"}
+    named |= {"uninitialised-tmem-read", "tmem-load-order", "unfenced-tcgen05"}
     assert named == set(RULES)
 
 
