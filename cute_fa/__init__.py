@@ -30,7 +30,9 @@ __all__ = [*_EXPORTS, *_SUBMODULES, "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
+        value = getattr(importlib.import_module(_EXPORTS[name]), name)
+        globals()[name] = value  # found without this function from now on
+        return value
     if name in _SUBMODULES:
         return importlib.import_module(f"cute_fa.{name}")
     raise AttributeError(f"module 'cute_fa' has no attribute {name!r}")

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cute_fa.ops import sources
+from cute_fa.ops import plans, sources
 from cute_fa.ops.checks import ALIGNMENT_BYTES, Call
 from cute_fa.varlen import VarlenProblem
 
@@ -49,6 +50,37 @@ def entered_device() -> Device | None:
 def kernel_of(call: Call) -> Any:
     """The kernel that a checked call will run; compiled here if it has to be."""
     return sources.kernel(call.generation, call.target.arch, call.variant, call.kernels)
+
+
+def nothing_simulated() -> None:
+    """Say that this thread's latest call ran on a GPU."""
+    _last.launches = ()
+
+
+def keep_plan(
+    key: Hashable, inputs: tuple[Tensor, ...], results: tuple[Tensor, Tensor], call: Call
+) -> None:
+    """Remember how a dense call on a GPU was launched; see ``plans``."""
+    q = inputs[0]
+    out, lse = results
+    needs_other_strides = any(_with_legal_strides(x) is not x for x in inputs)
+    if not call.has_work or needs_other_strides:
+        return
+    kernel, padded = kernel_of(call), call.padded
+    sizes = (padded.batch, padded.seqlen_q, padded.heads_q)
+    plan = plans.Plan(
+        launch=kernel.host("cuda"),
+        out_shape=tuple(out.shape),
+        lse_shape=tuple(lse.shape),
+        dtype=out.dtype,
+        device=q.device,
+        workspace=tuple(
+            (tuple(w.shape), getattr(torch, w.dtype)) for w in kernel.config.workspace(*sizes)
+        ),
+        scalars=_scalars(padded),
+        like_q=out.shape == q.shape and out.dtype == q.dtype and q.is_contiguous(),
+    )
+    plans.remember(key, plan)
 
 
 def forward(

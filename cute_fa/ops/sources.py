@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, Protocol
 
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
+from cute_fa.ops import plans
 from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import Target
 from cute_fa.varlen import VarlenProblem
@@ -79,6 +80,7 @@ def register(name: str, source: KernelSource) -> None:
         _sources[name] = source
         kernel.cache_clear()
         _generations.clear()
+        plans.forget()
 
 
 def name_of(kernels: Any) -> str | None:

@@ -48,7 +48,7 @@ MAY_USE = {
     "build": {"torch", "cutlass", "cuda", "tvm_ffi"},
     "ops": {"torch"},
     "integrations": {"torch"},
-    "bench": {"torch"},
+    "bench": {"torch", "tvm_ffi"},
     "gpu_check": {"torch"},
     "cli": {"torch", "numpy", "cuda", "cutlass"},
 }

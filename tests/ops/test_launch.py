@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from cute_fa.ops import launch, sources
+from cute_fa.ops import launch, plans, sources
 from cute_fa.ops.checks import Call
 from cute_fa.problem import AttentionProblem
 from cute_fa.target import get_target
@@ -193,3 +194,27 @@ def test_what_is_compiled_is_the_variant_asked_for():
             **sources.variant_features(variant),
         )
         assert request.variant == variant
+
+
+def test_a_call_on_a_gpu_is_remembered(kernel):
+    """What ``flash_attn_func`` needs to launch the next call like it without the checks."""
+    q, k, v, call = make_call(window_left=5, softcap=2.0)
+    out, lse = launch.forward(q, k, v, call)
+    plans.forget()
+    try:
+        launch.keep_plan("key", (q, k, v), (out, lse), call)
+        plan = plans.find("key", q, k, v)
+        assert plan is not None
+        again = plan.run(q, k, v)
+        first, second = kernel.calls
+        assert first[:3] == second[:3] and first[6:] == second[6:]
+        for x, y in zip(first[3:6], second[3:6], strict=True):
+            assert (x.shape, x.stride(), x.dtype) == (y.shape, y.stride(), y.dtype)
+        assert again[0] is second[3] and again[1] is second[4]
+        launch.keep_plan("empty", (q, k, v), (out, lse), replace(call, has_work=False))
+        assert plans.find("empty", q, k, v) is None
+        odd = q[:1].as_strided((1, *q.shape[1:]), (3, *q.stride()[1:]))
+        launch.keep_plan("odd", (odd, k, v), (out, lse), call)
+        assert plans.find("odd", q, k, v) is None
+    finally:
+        plans.forget()
