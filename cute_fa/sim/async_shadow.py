@@ -22,6 +22,7 @@ from cute_fa.sim.isa import Subsystem, subsystem
 from cute_fa.sim.race import IN_FLIGHT, LIVE_BARRIER, NEVER, Clocks
 
 if TYPE_CHECKING:
+    from cute_fa.sim.canonical_layouts import Extent
     from cute_fa.sim.shadow import SharedShadow
     from cute_fa.sim.wave import BlockContext, Wave
 
@@ -81,6 +82,13 @@ class AsyncShadow(Subsystem):
         first = chunks.reshape(-1, 1) * per_chunk + slot * self.row_bytes // self.shadow.granule
         granules = (first + np.arange(per_chunk)).reshape(-1)
         return Area(granules, int(chunks.min()) * CHUNK)
+
+    def matrix(self, slot: int, chunks: np.ndarray, extent: Extent) -> Area:
+        """The area of a matrix operand, given as its chunks and their extent."""
+        first, stop, dense = extent
+        if dense:
+            return self.span(slot, first * CHUNK, (stop - first) * CHUNK)
+        return self.chunks(slot, chunks)
 
     def begin_write(self, ctx: BlockContext, issuer: Issuer, area: Area) -> None:
         """An engine starts to fill an area."""

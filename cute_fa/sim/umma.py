@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cute_fa.sim.addresses import SHARED_BASE
 from cute_fa.sim.async_shadow import AsyncShadow, report_warp
+from cute_fa.sim.canonical_layouts import CHUNK, OperandLayout, outside
 from cute_fa.sim.memory import WORDS
 from cute_fa.sim.tensor_memory import Area, TensorMemory
-from cute_fa.sim.umma_descriptors import CHUNK, OperandLayout, chain_chunks, chain_extent
+from cute_fa.sim.umma_descriptors import chain_chunks, chain_extent
 from cute_fa.sim.umma_instruction import PACKED4, InstructionDescriptor
 from cute_fa.sim.umma_layout import Layout, lanes_of, layout_of
 from cute_fa.sim.umma_operands import (
@@ -185,19 +185,17 @@ class Mma(Operation):
         if not self.product.a_in_tmem:
             operands.append(((self.a,), self.product.a_layout))
         for descriptors, layout in operands:
-            low, stop, dense = chain_extent(descriptors, layout)
-            if stop * CHUNK > ctx.wave.smem_end or low * CHUNK < SHARED_BASE:
-                text = f"a matrix lies in bytes {low * CHUNK:#x} to {stop * CHUNK:#x}"
+            extent = chain_extent(descriptors, layout)
+            text = outside(ctx.wave, extent)
+            if text is not None:
                 report_warp(ctx, "shared-out-of-bounds", text, self.issuer.slot, self.issuer.first)
                 return False
             if areas.active:
-                known = queues.operand_areas
                 key = slot, descriptors[0], layout
-                area = known.get(key)
-                if area is None and dense:
-                    area = known[key] = areas.span(slot, low * CHUNK, (stop - low) * CHUNK)
-                elif area is None:
-                    area = known[key] = areas.chunks(slot, chain_chunks(descriptors, layout))
+                area = queues.operand_areas.get(key)
+                if area is None:
+                    area = areas.matrix(slot, chain_chunks(descriptors, layout), extent)
+                    queues.operand_areas[key] = area
                 areas.begin_read(ctx, self.issuer, area, queues.row)
                 self.shared.append(area)
         return True

@@ -1,14 +1,11 @@
-"""tcgen05 shared-memory descriptors, and where they put matrix elements (PTX ISA 9.7.16.4.1).
+"""tcgen05 shared-memory descriptors (PTX ISA 9.7.16.4.1).
 
 A descriptor has, in units of 16 bytes, the start address (bits 0-13), the leading (16-29) and the
 stride byte offset (32-45). Bits 46-48 are the constant 0b001, 49-51 the base offset of the swizzle
 pattern in units of 128 bytes, 52 says that the leading dimension is an address instead of an
-offset, 53-60 are zero, and 61-63 are the swizzle.
-
-The canonical layouts (9.7.16.3.3) are those of wgmma, and one more: 128-byte swizzling whose atoms
-are 32 bytes, with which the tensor core reads 32-bit elements along m or n. Everything is in chunks
-of 16 bytes, which no layout takes apart. An operand is *K-major* if the elements of a row of A (or
-of a column of B) are adjacent, *MN-major* if those of one k are.
+offset, 53-60 are zero, and 61-63 are the swizzle. The layouts are those of wgmma
+(:mod:`cute_fa.sim.canonical_layouts`), and one more: 128-byte swizzling whose atoms are 32 bytes,
+with which the tensor core reads 32-bit elements along m or n.
 """
 
 from __future__ import annotations
@@ -18,8 +15,14 @@ from functools import lru_cache
 
 import numpy as np
 
-CHUNK = 16
-CORE_ROWS = 8
+from cute_fa.sim.canonical_layouts import (
+    Extent,
+    OperandLayout,
+    chain,
+    extent_of,
+    k_major,
+)
+
 LEADING_IS_ABSOLUTE = 1 << 52
 
 _SWIZZLES = {0: (0, 16), 1: (128, 32), 2: (128, 16), 4: (64, 16), 6: (32, 16)}
@@ -86,93 +89,18 @@ class SharedDescriptor:
 
 
 @lru_cache(maxsize=8192)
-def k_major_chunks(bits: int, rows: int, depth: int = 2) -> np.ndarray:
-    """Chunk numbers ``(rows, depth)`` of a K-major operand, ``depth`` chunks along k."""
-    d = SharedDescriptor.decode(bits)
-    row = np.arange(rows)[:, None]
-    along = np.arange(depth)[None]
-    step, pitch = (CHUNK, d.swizzle) if d.swizzle else (d.leading, CHUNK)
-    offset = d.start + row % CORE_ROWS * pitch + row // CORE_ROWS * d.stride + along * step
-    if d.absolute:  # what would leave the 128-byte line goes on in the second buffer
-        line = d.start % 128 + along * CHUNK
-        offset = np.where(line >= 128, offset - d.start + d.leading - (128 - d.start % 128), offset)
-    return _swizzle(d, offset)
-
-
-@lru_cache(maxsize=8192)
-def mn_major_chunks(bits: int, rows: int, depth: int, per_chunk: int) -> np.ndarray:
-    """Chunk numbers ``(depth, rows / per_chunk)`` of an MN-major operand.
-
-    Args:
-        depth: elements along k; per_chunk: elements in 16 bytes.
-    """
-    d = SharedDescriptor.decode(bits)
-    k = np.arange(depth)[:, None]
-    block = np.arange(-(-rows // per_chunk))[None]
-    if d.swizzle:
-        lines = CORE_ROWS * 16 // d.atom  # of a swizzle atom along k
-        wide = d.swizzle // CHUNK
-        offset = block % wide * CHUNK + block // wide * d.leading
-        offset = offset + k % lines * d.swizzle + k // lines * d.stride
-    else:
-        offset = block * d.stride + k % CORE_ROWS * CHUNK + k // CORE_ROWS * d.leading
-    return _swizzle(d, d.start + offset)
-
-
-def _swizzle(d: SharedDescriptor, addresses: np.ndarray) -> np.ndarray:
-    """Byte addresses to chunk numbers, swizzled on absolute address bits (5.5.7).
-
-    16-byte atoms: bits 4 and up are exchanged with bits 7 and up. 32-byte atoms: bits 5-6 with
-    bits 7-8, so that the pattern repeats every 512 bytes.
-    """
-    chunks = addresses >> 4
-    if d.swizzle:
-        line = (chunks >> 3) - d.base_offset
-        if d.atom == 32:
-            chunks ^= (line & 3) << 1
-        else:
-            chunks ^= line & (d.swizzle // CHUNK - 1)
-    return chunks
-
-
-@dataclass(frozen=True)
-class OperandLayout:
-    """How one instruction reads one operand from shared memory.
-
-    Attributes:
-        rows: rows of A, or columns of B, in one CTA.
-        depth: k extent in elements; chunks: the same in 16-byte chunks of a K-major operand.
-        per_chunk: elements in 16 bytes.
-        transposed: MN-major.
-    """
-
-    rows: int
-    depth: int
-    chunks: int
-    per_chunk: int
-    transposed: bool
+def k_major_chunks(bits: int, rows: int, chunks: int) -> np.ndarray:
+    """Chunk numbers ``(rows, chunks)`` of what a descriptor says is K-major."""
+    return k_major(SharedDescriptor.decode(bits), rows, chunks)
 
 
 @lru_cache(maxsize=4096)
 def chain_chunks(descriptors: tuple[int, ...], layout: OperandLayout) -> np.ndarray:
-    """Chunks of the operands of several instructions, side by side along k.
-
-    Returns:
-        ``(rows, chunks n)``, or ``(depth n, rows / per_chunk)`` if transposed.
-    """
-    if layout.transposed:
-        parts = [
-            mn_major_chunks(bits, layout.rows, layout.depth, layout.per_chunk)
-            for bits in descriptors
-        ]
-        return np.concatenate(parts, axis=0)
-    parts = [k_major_chunks(bits, layout.rows, layout.chunks) for bits in descriptors]
-    return np.concatenate(parts, axis=1)
+    """Chunks of the operands of several instructions, side by side along k."""
+    return chain([SharedDescriptor.decode(bits) for bits in descriptors], layout)
 
 
 @lru_cache(maxsize=4096)
-def chain_extent(descriptors: tuple[int, ...], layout: OperandLayout) -> tuple[int, int, bool]:
-    """First chunk of :func:`chain_chunks`, the one behind the last, and whether all are read."""
-    chunks = chain_chunks(descriptors, layout)
-    first, stop = int(chunks.min()), int(chunks.max()) + 1
-    return first, stop, np.unique(chunks).size == stop - first
+def chain_extent(descriptors: tuple[int, ...], layout: OperandLayout) -> Extent:
+    """Where the chunks of :func:`chain_chunks` lie."""
+    return extent_of(chain_chunks(descriptors, layout))

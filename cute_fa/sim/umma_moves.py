@@ -21,10 +21,11 @@ import numpy as np
 
 from cute_fa.sim.addresses import SHARED_BASE
 from cute_fa.sim.async_shadow import AsyncShadow, report_warp
+from cute_fa.sim.canonical_layouts import CHUNK
 from cute_fa.sim.memory import WORDS
 from cute_fa.sim.tensor_memory import LANES, Area, TensorMemory
 from cute_fa.sim.tensor_pieces import QUARTER_LANES
-from cute_fa.sim.umma_descriptors import CHUNK, k_major_chunks
+from cute_fa.sim.umma_descriptors import k_major_chunks
 from cute_fa.sim.umma_queue import Commit, Operation
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cute_fa.ptx import Instr
-from cute_fa.sim.addresses import SHARED_BASE
 from cute_fa.sim.async_shadow import Area, AsyncShadow, Issuer, report_warp
-from cute_fa.sim.descriptors import CHUNK, chain_chunks, chain_extent
+from cute_fa.sim.canonical_layouts import outside
+from cute_fa.sim.descriptors import chain_chunks, chain_extent
 from cute_fa.sim.engines import WARPGROUP, tensor_row
 from cute_fa.sim.fragments import DECODERS
 from cute_fa.sim.isa import Subsystem, Ticket, subsystem
@@ -249,16 +249,13 @@ class TensorCores(Subsystem):
         row = tensor_row(self.wave.num_warps, number)
         committing, ctx.instr = ctx.instr, chain.issues[0][0].instr
         for operand in self._operands(chain):
-            low, stop, dense = chain_extent(*operand)
-            if stop * CHUNK > self.wave.smem_end or low * CHUNK < SHARED_BASE:
-                text = f"a matrix lies in bytes {low * CHUNK:#x} to {stop * CHUNK:#x}"
+            extent = chain_extent(*operand)
+            text = outside(self.wave, extent)
+            if text is not None:
                 report_warp(ctx, "shared-out-of-bounds", text, slot, first)
                 continue
             if self.areas.active:
-                if dense:
-                    area = self.areas.span(slot, low * CHUNK, (stop - low) * CHUNK)
-                else:
-                    area = self.areas.chunks(slot, chain_chunks(*operand))
+                area = self.areas.matrix(slot, chain_chunks(*operand), extent)
                 self.areas.begin_read(ctx, issuer, area, row)
                 chain.areas.append(area)
         ctx.instr = committing

@@ -8,10 +8,11 @@ import numpy as np
 
 from cute_fa import ptx
 from cute_fa.sim.async_shadow import Issuer, report_warp
+from cute_fa.sim.canonical_layouts import CHUNK
 from cute_fa.sim.isa import Mask, effect
 from cute_fa.sim.isa.tcgen05_mma import ThreadIssued
 from cute_fa.sim.tensor_pieces import QUARTER_LANES
-from cute_fa.sim.umma_descriptors import CHUNK, SharedDescriptor
+from cute_fa.sim.umma_descriptors import SharedDescriptor
 from cute_fa.sim.umma_moves import COPY_SHAPES, Copy, Shift
 from cute_fa.sim.umma_queue import TensorQueues
 
