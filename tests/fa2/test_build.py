@@ -16,6 +16,10 @@ MASKS = {
     "causal": {"causal": True},
     "window-softcap": {"window_size": (64, 64), "softcap": 15.0},
 }
+MASKS |= {
+    f"varlen-{mask}": {**MASKS[mask], "varlen": True, "seqused_q": True, "seqused_k": True}
+    for mask in ("causal", "window-softcap")
+}
 HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 # All of sm_80's table under the lightest mask that has two loop bodies and under the heaviest; the
 # other code generators where sm_80 comes closest to its 255 registers. dtypes in turn: they differ
@@ -28,6 +32,9 @@ GRID = [
     ("sm_90", 256, "window-softcap"),
     ("sm_103a", 192, "causal"),
     ("sm_87", 64, "window-softcap"),
+    # Lengths from memory cost a few registers more.
+    ("sm_80", 128, "varlen-causal"),
+    ("sm_80", 256, "varlen-window-softcap"),
 ]
 
 
