@@ -230,24 +230,23 @@ def tile_schedule(
     # A sequence of n rows has at most ⌊n / rows⌋ + 1 tiles, and no more than the longest has.
     tiles = cutlass.min(mQ.shape[0] // rows + batch, longest) if is_packed else longest
     tiles = tiles * heads
+    sms = multiprocessor_count() if is_persistent else cutlass.Int32(0)
+    is_balanced = cutlass.Boolean(True)
     width = heads
+    if is_packed:
+        # Chance may give a CTA one tile more than its share: at most ``max_seqlen_q`` keys of a
+        # query that sees as many. A start that overlaps is counted as one block.
+        is_balanced = sequences.max_seqlen_q // columns * sms <= tiles
+    elif is_longest_first:
+        all_heads = heads * batch
+        fitting = L2_SECTION_BYTES // key_bytes // cutlass.max(mK.shape[1], 1)
+        fitting = cutlass.max(fitting, 1) * heads_per_kv
+        is_balanced = (all_heads <= fitting) | (all_heads <= sms // 2)
+        cut = cute.ceil_div(all_heads, cute.ceil_div(all_heads, fitting))
+        width = cutlass.Int32(cutlass.select_(is_balanced, all_heads, cut))
     ctas = tiles
     if is_persistent:
-        sms = multiprocessor_count()
         one_each = cutlass.min(tiles, sms)
-        is_balanced = cutlass.Boolean(True)
-        if is_packed:
-            # Chance may give a CTA one tile more than its share: at most ``max_seqlen_q`` keys of
-            # a query that sees as many. A start that overlaps is counted as one block.
-            is_balanced = sequences.max_seqlen_q // columns * sms <= tiles
-        elif is_longest_first:
-            all_heads = heads * batch
-            fitting = L2_SECTION_BYTES // key_bytes // cutlass.max(mK.shape[1], 1)
-            fitting = cutlass.max(fitting, 1) * heads_per_kv
-            is_balanced = (all_heads <= fitting) | (all_heads <= sms // 2)
-            sections = cute.ceil_div(all_heads, fitting)
-            cut = cute.ceil_div(all_heads, sections)
-            width = cutlass.Int32(cutlass.select_(is_balanced, all_heads, cut))
         pairs = cutlass.max(cute.ceil_div(tiles, 2), one_each)
         ctas = cutlass.Int32(cutlass.select_(is_balanced, one_each, pairs))
     return TileSchedule(

@@ -1,4 +1,4 @@
-"""HBM traffic of the FA1 and FA2 forward loops, counted exactly, and the theory behind the counts.
+"""HBM traffic of the forward loops, counted exactly, and the theory behind the counts.
 
 With N rows each of Q and K/V, head dim d, and on-chip memory for M elements:
 
@@ -9,8 +9,11 @@ With N rows each of Q and K/V, head dim d, and on-chip memory for M elements:
   O leaves the chip once and m, l never do. Per pass and element of head dim in 16-bit inputs, FA1
   moves 2 bytes of Q and 8 of fp32 O, FA2 2 bytes each of K and V.
 
-Counts are bytes that the threads ask for; what caches keep from HBM is not their business. A block
-is moved only where a mask leaves some of it visible, and only as far as the tensor goes.
+- FA3 does as FA2 with taller tiles, and where query heads are packed one pass over K and V serves
+  all of a group.
+
+Counts are bytes that threads and copies ask for; what caches keep from HBM is not their business.
+A block is moved only where a mask leaves some of it visible, and only as far as the tensor goes.
 """
 
 from __future__ import annotations
@@ -32,6 +35,13 @@ class Tiles(Protocol):
 
     @property
     def tile_n(self) -> int: ...
+
+
+class PackedTiles(Tiles, Protocol):
+    """The same of a kernel that can pack query heads."""
+
+    @property
+    def packed_group(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ def fa1_hbm_traffic(problem: AttentionProblem, tiles: Tiles) -> Traffic:
     read = written = 0
     for m_block in range(-(-problem.seqlen_q // tiles.tile_m)):
         rows = _rows(m_block, tiles.tile_m, problem.seqlen_q)
-        n_blocks = key_block_range(problem, tiles, m_block)
+        n_blocks = key_block_range(problem, tiles.tile_m, tiles.tile_n, m_block)
         seen.update(n_blocks)
         read += rows * (q_row * len(n_blocks) + carried_row * max(len(n_blocks) - 1, 0))
         written += rows * (carried_row * max(len(n_blocks) - 1, 0) + result_row)
@@ -84,7 +94,7 @@ def fa2_hbm_traffic(problem: AttentionProblem, tiles: Tiles) -> Traffic:
     read = written = 0
     for m_block in range(-(-problem.seqlen_q // tiles.tile_m)):
         rows = _rows(m_block, tiles.tile_m, problem.seqlen_q)
-        n_blocks = key_block_range(problem, tiles, m_block)
+        n_blocks = key_block_range(problem, tiles.tile_m, tiles.tile_n, m_block)
         if len(n_blocks):
             read += rows * q_row
         read += sum(_rows(n, tiles.tile_n, problem.seqlen_k) for n in n_blocks) * kv_row
@@ -93,17 +103,42 @@ def fa2_hbm_traffic(problem: AttentionProblem, tiles: Tiles) -> Traffic:
     return Traffic(heads * read, heads * written)
 
 
-def key_block_range(problem: AttentionProblem, tiles: Tiles, m_block: int) -> range:
-    """The K/V blocks of which the rows of Q block ``m_block`` see some column."""
-    first = m_block * tiles.tile_m
-    last = min(first + tiles.tile_m, problem.seqlen_q) - 1
+def fa3_hbm_traffic(problem: AttentionProblem, tiles: PackedTiles) -> Traffic:
+    """FA3: as FA2, with the query heads of a group in one tile if they are packed.
+
+    Boxes of TMA are counted as far as they lie in the tensor: what it fills with zeros it does not
+    read, and what it leaves out it does not write. A Q block that sees nothing still reads Q. The
+    schedule moves tiles between CTAs and changes no count.
+    """
+    size = DTYPE_BYTES[problem.dtype]
+    kv_row = (problem.head_dim + problem.head_dim_v) * size
+    group = tiles.packed_group
+    queries = tiles.tile_m // group
+    key_rows = sum(
+        _rows(n, tiles.tile_n, problem.seqlen_k)
+        for m_block in range(-(-problem.seqlen_q // queries))
+        for n in key_block_range(problem, queries, tiles.tile_n, m_block)
+    )
+    rows = problem.batch * problem.heads_q * problem.seqlen_q
+    passes = problem.batch * problem.heads_q // group
+    return Traffic(
+        rows * problem.head_dim * size + passes * key_rows * kv_row,
+        rows * (problem.head_dim_v * size + F32_BYTES),
+    )
+
+
+def key_block_range(problem: AttentionProblem, tile_m: int, tile_n: int, m_block: int) -> range:
+    """The K/V blocks of ``tile_n`` of which some column is seen by queries
+    m_block · tile_m … + tile_m − 1."""
+    first = m_block * tile_m
+    last = min(first + tile_m, problem.seqlen_q) - 1
     left, right = problem.window
     shift = problem.seqlen_k - problem.seqlen_q
     lo = 0 if left is None else max(first + shift - left, 0)
     hi = problem.seqlen_k if right is None else min(last + shift + right + 1, problem.seqlen_k)
     if lo >= hi:
         return range(0)
-    return range(lo // tiles.tile_n, -(-hi // tiles.tile_n))
+    return range(lo // tile_n, -(-hi // tile_n))
 
 
 def _rows(block: int, tile: int, seqlen: int) -> int:

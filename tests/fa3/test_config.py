@@ -7,9 +7,16 @@ from dataclasses import replace
 import pytest
 
 from cute_fa.errors import InvalidArgumentError, UnsupportedError
-from cute_fa.fa3.config import REGISTERS, REGISTERS_PER_SM, Fa3FwdConfig, pick_fwd
-from cute_fa.problem import KernelVariant
+from cute_fa.fa3.config import (
+    REGISTERS,
+    REGISTERS_PER_SM,
+    Fa3FwdConfig,
+    pick_fwd,
+    preferred_group,
+)
+from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import KIB, TARGETS
+from cute_fa.varlen import Packing, VarlenProblem
 
 LEGAL = Fa3FwdConfig("float16", 64, 64)
 HOPPER = TARGETS["sm_90a"]
@@ -20,14 +27,17 @@ def _pick(head_dim: int, head_dim_v: int | None = None, **mask) -> Fa3FwdConfig:
 
 
 # (D, Dv, causal) → tile_m, tile_n, consumers, KiB of tiles in shared memory: the README's table.
+# Causal plans are persistent, and where there is room O has strips of its own.
 TABLE = {
     (32, 32, False): (192, 128, 3, 44),
     (64, 64, False): (192, 128, 3, 88),
     (96, 96, False): (128, 160, 2, 144),
-    (96, 96, True): (128, 128, 2, 120),
+    (64, 64, True): (192, 128, 3, 112),
+    (96, 96, True): (128, 128, 2, 144),
     (128, 128, False): (128, 176, 2, 208),
-    (128, 128, True): (128, 128, 2, 160),
+    (128, 128, True): (128, 128, 2, 192),
     (192, 128, False): (128, 128, 2, 208),
+    (192, 128, True): (128, 128, 2, 208),
     (192, 192, True): (128, 112, 2, 216),
     (256, 256, False): (128, 80, 2, 224),
 }
@@ -49,6 +59,58 @@ def test_every_pair_of_head_dims_has_a_plan(mask):
             assert 0 <= config.padded_d - head_dim < 32
             assert 0 <= config.padded_dv - head_dim_v < 32
             assert config.smem_bytes <= HOPPER.smem_per_block_bytes
+
+
+@pytest.mark.parametrize(
+    ("features", "is_persistent"),
+    [
+        ({}, False),
+        ({"has_softcap": True}, False),
+        ({"causal": True}, True),
+        ({"has_window_left": True}, True),
+        ({"has_window_right": True}, True),
+        ({"is_varlen": True}, True),
+    ],
+)
+def test_who_is_persistent(features, is_persistent):
+    config = _pick(128, **features)
+    assert config.is_persistent == is_persistent
+    assert config.has_own_o == (is_persistent and "is_varlen" not in features)
+
+
+def test_strips_of_o_fit():
+    """O gets strips of its own exactly where they fit beside everything else."""
+    for head_dim in range(8, 257, 8):
+        for head_dim_v in range(8, 257, 8):
+            config = _pick(head_dim, head_dim_v, causal=True)
+            if not config.has_own_o:
+                with pytest.raises(InvalidArgumentError, match="shared memory"):
+                    replace(config, has_own_o=True)
+
+
+@pytest.mark.parametrize(
+    ("heads_q", "heads_k", "seqlen_q", "group"),
+    [
+        (8, 1, 1, 8),
+        (8, 2, 24, 4),  # 96 of 192 rows, against four tiles of 24
+        (2, 1, 192, 1),  # two full tiles either way
+        (2, 1, 200, 2),  # 400 rows are three tiles, 2 · 200 are four
+        (3, 1, 1, 1),  # 3 does not divide 64
+        (128, 1, 1, 1),
+        (4, 4, 1, 1),
+    ],
+)
+def test_preferred_group(heads_q, heads_k, seqlen_q, group):
+    problem = AttentionProblem(1, seqlen_q, 500, heads_q, heads_k, 64, 64, "float16")
+    assert preferred_group(problem) == group
+
+
+def test_preferred_group_of_packed_sequences_goes_by_the_mean_length():
+    problem = AttentionProblem(1, 1, 1, 8, 1, 64, 64, "float16")
+    short = VarlenProblem.of(problem, Packing.of_lengths((5, 400), (500, 500)))
+    assert preferred_group(short) == 8  # 203 queries are nine packed tiles, sixteen otherwise
+    full = VarlenProblem.of(problem, Packing.of_lengths((184, 200), (500, 500)))
+    assert preferred_group(full) == 1
 
 
 @pytest.mark.parametrize("num_consumers", REGISTERS)
@@ -76,6 +138,8 @@ def test_workspace_is_empty():
         ({"tile_n": 72}, "multiple of 16"),
         ({"tile_n": 272}, "up to 256"),
         ({"stages": 1}, "at least 2"),
+        ({"packed_group": 3}, "a divisor of 64"),
+        ({"packed_group": 128}, "a divisor of 64"),
         ({"is_causal": True, "has_window_right": True}, "right window of 0"),
         ({"num_consumers": 3, "tile_n": 208}, "S 208/2 + P 208/4 + O 64/2 = 188"),
         (
@@ -99,5 +163,7 @@ def test_unsupported_dtype_architecture_and_head_dim():
         pick_fwd(variant, TARGETS["sm_100a"])
     with pytest.raises(UnsupportedError, match="wgmma"):
         pick_fwd(variant, TARGETS["sm_90"])
+    with pytest.raises(UnsupportedError, match="3 query heads per K/V head"):
+        pick_fwd(replace(variant, packed_group=3), HOPPER)
     with pytest.raises(UnsupportedError, match="up to 256"):
         pick_fwd(replace(variant, head_dim=512), HOPPER)

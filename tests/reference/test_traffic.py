@@ -8,13 +8,14 @@ import pytest
 
 from cute_fa.problem import AttentionProblem
 from cute_fa.reference.dense import visible_mask
-from cute_fa.reference.traffic import fa1_hbm_traffic, fa2_hbm_traffic
+from cute_fa.reference.traffic import fa1_hbm_traffic, fa2_hbm_traffic, fa3_hbm_traffic
 
 
 @dataclass(frozen=True)
 class Tiles:
     tile_m: int
     tile_n: int
+    packed_group: int = 1
 
 
 def _problem(seqlen_q, seqlen_k, **features) -> AttentionProblem:
@@ -129,3 +130,22 @@ def test_fa1_beats_standard_attention_when_tiles_are_large():
     """The paper's claim, Nd·N/Bc < N²: at d = 64 in half of an A100's shared memory."""
     problem = _problem(4096, 4096, head_dim=64, head_dim_v=64, heads_k=6)
     assert fa1_hbm_traffic(problem, Tiles(32, 256)).total < problem.standard_hbm_bytes() / 2
+
+
+@pytest.mark.parametrize("features", MASKS, ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_packed_heads_share_a_pass(lengths, features):
+    """FA3: with one head a tile, FA2's counts and Q for tiles that see nothing; with two, the K/V
+    of half as many passes over tiles of half as many queries."""
+    problem = _problem(*lengths, **features)
+    visits = _visits(problem, Tiles(8, 24))
+    columns = [min(24, problem.seqlen_k - n * 24) for n_blocks in visits.values() for n in n_blocks]
+    q = 12 * problem.seqlen_q * 2 * problem.head_dim
+    kv_row = 2 * (problem.head_dim + problem.head_dim_v)
+    packed = fa3_hbm_traffic(problem, Tiles(16, 24, 2))
+    assert packed.read == q + 6 * sum(columns) * kv_row
+    assert packed.written == fa2_hbm_traffic(problem, Tiles(16, 24)).written
+    apart, fa2 = fa3_hbm_traffic(problem, Tiles(8, 24)), fa2_hbm_traffic(problem, Tiles(8, 24))
+    blind = sum(min(8, problem.seqlen_q - m * 8) for m, n_blocks in visits.items() if not n_blocks)
+    assert apart.read - fa2.read == 12 * blind * 2 * problem.head_dim
+    assert apart.written == fa2.written

@@ -1,0 +1,68 @@
+"""Query heads that share row tiles: masks by query, results by head."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cute_fa.problem import AttentionProblem
+from cute_fa.testing.inputs import index_coded_inputs, normal_inputs
+from cute_fa.varlen import Packing, VarlenProblem
+
+BASE = AttentionProblem(2, 37, 300, 8, 2, 64, 64, "bfloat16", causal=True)
+
+
+@pytest.mark.parametrize("group", [2, 8, 16, 64])
+def test_groups(fa3, group):
+    """Groups of fewer heads than a thread's two rows are apart, as many, and more; 37 queries end
+    in the middle of a strip. Two K/V heads, so that each group has neighbours."""
+    problem = replace(BASE, batch=1, heads_q=2 * group, seqlen_q=max(300 // group, 5))
+    launch = fa3.check(problem, index_coded_inputs(problem), packed_group=group)
+    assert launch.grid[0] == 2 * -(-problem.seqlen_q * group // 192)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"causal": False},
+        {"causal": False, "window_left": 20, "window_right": 9},
+        {"causal": True, "window_left": 40, "seqlen_q": 330},
+        {"softcap": 15.0, "softmax_scale": -0.3},
+    ],
+    ids=["full", "window", "causal-left", "softcap"],
+)
+def test_masks(fa3, mask):
+    fa3.check(replace(BASE, **mask), packed_group=4, sms=3)
+
+
+def test_nothing_changes_but_the_tiles(fa3):
+    """Each row sees the same blocks in the same order, wherever its tile begins."""
+    inputs = normal_inputs(BASE)
+    packed = fa3.run(BASE, inputs, packed_group=4)
+    apart = fa3.run(BASE, inputs)
+    assert torch.equal(packed[0], apart[0]) and torch.equal(packed[1], apart[1])
+    assert packed[2].grid[0] * 4 == apart[2].grid[0]
+
+
+@pytest.mark.parametrize("layout", ["heads_first", "sliced", "packed"])
+def test_strides(fa3, layout):
+    inputs = normal_inputs(BASE, layouts=(layout, layout, layout))
+    fa3.check(BASE, inputs, packed_group=4)
+
+
+@pytest.mark.parametrize("completion", ["eager", "late", "random"])
+def test_packed_sequences(fa3, completion):
+    """Rows of (query, head) whose queries end with the sequence, not with the tile."""
+    packing = Packing.of_lengths(
+        (5, 0, 1, 70, 16), (90, 9, 300, 70, 0), seqused_k=(80, 9, 1, 70, 0)
+    )
+    problem = VarlenProblem.of(BASE, packing)
+    fa3.check(
+        problem, index_coded_inputs(problem), packed_group=4, sms=2, completion=completion, seed=5
+    )
+
+
+def test_single_tiles(fa3):
+    fa3.check(BASE, packed_group=4, is_persistent=False, has_own_o=False)
