@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -177,6 +178,7 @@ def _check_launch(kernel: ptx.Kernel, config: LaunchConfig, options: SimOptions)
 # --- waves ----------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=64)
 def is_ordered(kernel: ptx.Kernel) -> bool:
     """Whether CTAs may depend on one another through global memory.
 

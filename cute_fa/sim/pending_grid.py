@@ -7,6 +7,7 @@ cluster of a grid is either started or cancelled, once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,6 +18,7 @@ _REFUSAL = 0.2  # of the requests that could be granted, under the random policy
 Corner = tuple[int, int, int]
 
 
+@lru_cache(maxsize=64)
 def cancels(kernel: Kernel) -> bool:
     """Whether a kernel asks for clusters that have not been started."""
     return any(instr.opcode.startswith("clusterlaunchcontrol.try_cancel") for instr in kernel.body)

@@ -16,6 +16,7 @@ from cute_fa.sim import addresses
 from cute_fa.sim.isa import library, pure
 from cute_fa.sim.isa.types import DTYPE, bits
 from cute_fa.sim.lanes import WARP_LANES
+from cute_fa.sim.names import ROW
 
 if TYPE_CHECKING:
     from cute_fa.sim.wave import Wave
@@ -137,21 +138,31 @@ def load_result(ctx: Any, address: Array, size: int) -> Array:
 # --- semantics ------------------------------------------------------------------------------------
 
 
+_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
+
+
 @library
 def pack_words(*items: Array) -> Array:
     """``mov`` of a vector into one register: the first item is least significant (9.7.9.2)."""
-    size = items[0].dtype.itemsize
-    dtype = np.dtype(f"u{size * len(items)}")
-    result = items[0].astype(dtype)
-    for index, item in enumerate(items[1:], 1):
-        result = result | (item.astype(dtype) << dtype.type(8 * size * index))
-    return result
+    shape = np.broadcast_shapes(*(item.shape for item in items))
+    packed = np.empty((*shape, len(items)), items[0].dtype)
+    for index, item in enumerate(items):
+        packed[..., index] = item
+    return packed.view(_UNSIGNED[items[0].dtype.itemsize * len(items)])[..., 0]
 
 
 @library
 def unpack_word(word: Array, index: int, size: int) -> Array:
     """Item ``index`` of ``size`` bytes of a register moved into a vector (9.7.9.2)."""
-    return (word >> word.dtype.type(8 * size * index)).astype(f"u{size}")
+    return (word >> word.dtype.type(8 * size * index)).astype(_UNSIGNED[size])
+
+
+@library
+def split_word(word: Array, index: int, size: int) -> Array:
+    """The same as a view of ``word``, which must not change as long as the item is used."""
+    if word.ndim and word.strides[-1] == word.itemsize:
+        return word.view(_UNSIGNED[size])[..., index :: word.itemsize // size]
+    return unpack_word(word, index, size)
 
 
 @library
@@ -225,8 +236,10 @@ def _emit_unpack(e: Any, target: ptx.Vector, source: ptx.Operand) -> None:
                 e.dst(half, "u8", operand=item)
         return
     word = e.value(source, DTYPE[e.type])
+    # A row of the register file may be overwritten while the items are in use.
+    function = "unpack_word" if ROW.fullmatch(word) else "split_word"
     parts = [
-        (item, e.let(f"unpack_word({word}, {index}, {size})"))
+        (item, e.let(f"{function}({word}, {index}, {size})"))
         for index, item in enumerate(target.items)
         if not isinstance(item, ptx.Sink)
     ]

@@ -264,8 +264,13 @@ class Elect(Decoded):
         self.dests = register_names(instr.operands[0])
         self.dest_dtypes = [np.dtype(np.uint32), np.dtype(bool)]
         self.sources = instr.operands[1:2]
+        every = instr.operands[1]
+        self._everyone = isinstance(every, ptx.Imm) and every.value & FULL == FULL
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> tuple[np.ndarray, np.ndarray]:
+        if mask is None and self._everyone:
+            shape = sources[0].shape
+            return np.zeros(shape, np.uint32), np.broadcast_to(LANES == 0, shape)
         taking = members(ctx, mask, _u32(sources[0]))
         lowest = taking & (~taking + np.uint32(1))
         leader = (np.frexp(lowest.astype(np.float64))[1] - 1).astype(np.uint32)
