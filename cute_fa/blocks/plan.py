@@ -89,7 +89,6 @@ def check_served(
     dtypes: Collection[str],
     has_varlen: bool = False,
     has_packed_groups: bool = False,
-    alternatives: tuple[str, ...] = (),
 ) -> None:
     """Refuse a variant that a rung's kernel has no code for.
 
@@ -97,7 +96,6 @@ def check_served(
         dtypes: what the rung multiplies.
         has_varlen: whether it takes packed sequences.
         has_packed_groups: whether query heads of a K/V head can share its row tiles.
-        alternatives: the rungs to name instead for packed sequences.
 
     Raises:
         UnsupportedError: says which feature it is.
@@ -114,7 +112,6 @@ def check_served(
             f"{rung} does not take packed sequences in this version",
             got="a varlen call",
             expected="dense tensors (B, S, H, D)",
-            alternatives=alternatives,
         )
     if variant.packed_group != 1 and not has_packed_groups:
         raise UnsupportedError(

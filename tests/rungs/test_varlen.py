@@ -6,6 +6,7 @@ written or read in a neighbour's place shows.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from cute_fa.build.registry import KERNELS
 from cute_fa.problem import AttentionProblem
+from cute_fa.reference.traffic import fa1_hbm_traffic, fa2_hbm_traffic
 from cute_fa.testing.cases import random_problems
 from cute_fa.testing.inputs import (
     extreme_inputs,
@@ -114,6 +116,22 @@ def test_offsets_beyond_32_bits(rung):
     far = torch.empty(76 << 25, dtype=inputs.k.dtype).as_strided(inputs.k.shape, (1 << 25, 64, 1))
     far.copy_(inputs.k)
     rung.check(problem, inputs._replace(k=far))
+
+
+TRAFFIC = {"fa1": fa1_hbm_traffic, "fa2": fa2_hbm_traffic}
+
+
+@pytest.mark.parametrize("generation", TRAFFIC)
+def test_traffic_is_that_of_the_sequences(request, generation):
+    """And of the lengths: two borders and a seqused of each side, read by every thread."""
+    rung = request.getfixturevalue(generation)
+    problem = VarlenProblem.of(replace(BASE, causal=True), PACKINGS["used both"])
+    _, _, launch = rung.run(problem, normal_inputs(problem))
+    config = rung.config(problem)
+    each = [TRAFFIC[generation](sequence, config) for sequence in problem.sequences()]
+    lengths = 6 * 4 * config.num_threads * math.prod(launch.grid)
+    assert launch.counters.global_bytes_read == sum(one.read for one in each) + lengths
+    assert launch.counters.global_bytes_written == sum(one.written for one in each)
 
 
 # The widest head dim, and padding of both; the tile tables' other rows are tested dense.
