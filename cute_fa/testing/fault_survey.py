@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cute_fa.sim.device import Device
 from cute_fa.sim.hazards import HazardError
+from cute_fa.target import Target
 from cute_fa.testing.faults import KINDS, Fault, faults
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class FaultyDevice(Device):
         others: as for ``Device``.
     """
 
-    def __init__(self, arch: str, transform: Callable[[str], str], **others: Any) -> None:
+    def __init__(self, arch: str | Target, transform: Callable[[str], str], **others: Any) -> None:
         super().__init__(arch, workers=1, **others)
         self.transform = transform
         self.text = ""
@@ -115,11 +116,12 @@ class Survey:
 
 
 def survey(
-    arch: str,
+    arch: str | Target,
     calls: Sequence[Call],
     *,
     only: Callable[[Fault], bool] = lambda fault: True,
     policies: Iterable[tuple[str, int]] = POLICIES,
+    checks: bool | frozenset[str] = True,
 ) -> Survey:
     """Try every fault of the kernel that the calls run.
 
@@ -129,6 +131,7 @@ def survey(
             execute its instruction.
         only: which faults to try.
         policies: (completion, seed) of each try.
+        checks: as for ``Device``; strict rules have to be named.
 
     Raises:
         HazardError: the kernel has a hazard as it is.
@@ -136,7 +139,7 @@ def survey(
     tries = tuple(policies)
     sound, text, traces = [], "", []
     for call in calls:
-        device = FaultyDevice(arch, lambda text: text, trace=True)
+        device = FaultyDevice(arch, lambda text: text, trace=True, checks=checks)
         results = tuple(result.clone() for result in call(device))
         launch = _only_launch(device)
         assert launch.trace is not None
@@ -154,7 +157,7 @@ def survey(
     listed = [fault for fault in faults(text, launch.kernel, addresses=addresses) if only(fault)]
     reached = [any(fault.index in one.executed for one in sound) for fault in listed]
     verdicts = [
-        judge(arch, fault, sound, tries)
+        judge(arch, fault, sound, tries, checks)
         for fault, runs in zip(listed, reached, strict=True)
         if runs
     ]
@@ -163,7 +166,11 @@ def survey(
 
 
 def judge(
-    arch: str, fault: Fault, sound: Sequence[_Sound], policies: Sequence[tuple[str, int]]
+    arch: str | Target,
+    fault: Fault,
+    sound: Sequence[_Sound],
+    policies: Sequence[tuple[str, int]],
+    checks: bool | frozenset[str] = True,
 ) -> Verdict:
     """Run the calls that execute the fault's instruction until one shows it."""
     tries = 0
@@ -172,7 +179,9 @@ def judge(
             if fault.index not in one.executed:
                 continue
             tries += 1
-            device = FaultyDevice(arch, fault.apply, completion=completion, seed=seed)
+            device = FaultyDevice(
+                arch, fault.apply, completion=completion, seed=seed, checks=checks
+            )
             try:
                 results = one.call(device)
             except HazardError as error:

@@ -128,8 +128,10 @@ def _unit(instr: ptx.Instr, counter_class: str) -> tuple[str, float]:
         return "mufu", 1
     if counter_class == "convert":
         return "convert", 1
-    if counter_class in ("shfl", "redux", "vote"):
+    if counter_class in ("shfl", "redux"):
         return "shuffle", 1
+    if counter_class == "vote":
+        return "vote", 1
     if counter_class == "branch":
         return "", 0
     is_float = any(part.startswith(("f16", "f32", "bf16")) for part in instr.parts[1:])

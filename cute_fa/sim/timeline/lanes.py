@@ -27,7 +27,7 @@ def role_intervals(
     """The intervals of each role's first warp, and of the engines, by lane to draw.
 
     Warps of one role do the same at nearly the same time. What the tensor core works on is named
-    by the role that issued it. Roles and engines that do nothing have no lane.
+    by the role that issued it. Roles that never do more than wait have no lane.
     """
     shown: dict[str, list[Interval]] = {}
     for name, members in roles.items():
@@ -40,4 +40,8 @@ def role_intervals(
             for one in intervals
             if one.lane == engine
         ]
-    return {lane: row for lane, row in shown.items() if any(one.what != "other" for one in row)}
+    return {
+        lane: row
+        for lane, row in shown.items()
+        if any(one.what not in ("other", "wait") for one in row)
+    }

@@ -76,6 +76,7 @@ _RESULTS = {
     "mufu": 16,  # P, F: exp2, log2, reciprocal, …
     "convert": 64,  # P: between 32-bit types and others
     "shuffle": 32,  # P: warp shuffle
+    "vote": 64,  # P: warp vote; elect
 }
 _LATENCY = {
     "fma": 4,  # M
@@ -84,6 +85,7 @@ _LATENCY = {
     "mufu": 18,  # M
     "convert": 8,  # A
     "shuffle": 23,  # M
+    "vote": 6,  # A
     "shared": 29,  # M
     "mma": 33,  # M: mma.sync m16n8k16 of 16-bit inputs
 }

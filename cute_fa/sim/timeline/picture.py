@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape, quoteattr
 
-from cute_fa.sim.timeline.intervals import ACTIVITIES, Interval
+from cute_fa.sim.timeline.intervals import Interval
 
 WIDTH, LEFT, RIGHT = 1000, 120, 16
 ROW, BAR, TOP, BOTTOM = 30, 20, 56, 64
@@ -20,6 +20,7 @@ COLOURS: dict[str, str] = {
     "wait": "#f3f4f6",
     "copy": "#86c29b",
 }
+LABELS = {"products": "issues products", "arithmetic": "other arithmetic"}
 ISSUERS = ("#3b6fb6", "#7fb0e6", "#1f3f6e", "#a9c8ee")
 """Colours of products by the role that issued them, in the order of the lanes."""
 
@@ -91,7 +92,7 @@ def _bar(one: Interval, x: float, width: float, y: int, issuers: Mapping[str, st
 
 def _legend(every: Sequence[Interval], issuers: Mapping[str, str]) -> list[str]:
     used = {one.what for one in every}
-    entries = [(what, COLOURS[what]) for what in ACTIVITIES if what in used and what in COLOURS]
+    entries = [(LABELS.get(what, what), COLOURS[what]) for what in COLOURS if what in used]
     entries += [(f"product of {name}", colour) for name, colour in issuers.items()]
     out, x = [], float(LEFT)
     for text, colour in entries:

@@ -50,6 +50,8 @@ def test_merged_joins_what_touches_and_swallows_the_short():
 def test_lanes_are_roles_and_engines():
     lanes = role_intervals(INTERVALS, ROLES)
     assert list(lanes) == ["load", "first", "second", "tensor core"]
+    waiting = [Interval("warp 0", 0, 10, "wait")]
+    assert list(role_intervals(waiting, ROLES)) == []
     assert [one.what for one in lanes["first"]] == ["softmax"]  # of its first warp only
     assert [one.detail for one in lanes["tensor core"]] == ["second", "first"]
     assert role_of("warp 11", ROLES) == "second"

@@ -1,0 +1,72 @@
+"""FA3's timeline, as the simulator's trace and the machine model give it.
+
+What is asserted is the schedule's shape, which the constants of the model hardly change.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from cute_fa import fa3
+from cute_fa.bench.model import model_forward
+from cute_fa.problem import AttentionProblem
+from cute_fa.sim.timeline import overlap
+from cute_fa.sim.timeline.lanes import role_intervals
+
+SVG = Path(fa3.__file__).with_name("timeline.svg")
+PROBLEM = AttentionProblem(1, 128, 1408, 1, 1, 128, 128, "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def forward():
+    return model_forward(PROBLEM, "fa3", "sm_90a")
+
+
+@pytest.fixture(scope="module")
+def lanes(forward):
+    """Intervals of the steady state: the middle half of the time."""
+    begin, end = 0.25 * forward.timeline.cycles, 0.75 * forward.timeline.cycles
+    rows = role_intervals(forward.timeline.intervals, forward.roles)
+    return {
+        name: [one for one in row if begin <= one.start and one.stop <= end]
+        for name, row in rows.items()
+    }
+
+
+def of(lane, what, detail=None):
+    return [one for one in lane if one.what == what and detail in (None, one.detail)]
+
+
+def test_softmax_runs_beside_the_other_consumers_products(lanes):
+    """While one computes exponentials, the tensor core works: on its own O += P V (overlap within
+    a consumer), then for the other one (ping-pong)."""
+    assert {"load", "consumer0", "consumer1", "tensor core", "copies"} <= set(lanes)
+    tensor = lanes["tensor core"]
+    for me, other in (("consumer0", "consumer1"), ("consumer1", "consumer0")):
+        softmax = of(lanes[me], "softmax")
+        assert len(softmax) >= 2
+        assert overlap(softmax, of(tensor, "product")) > 0.8
+        assert overlap(softmax, of(tensor, "product", me)) > 0.25
+        assert overlap(softmax, of(tensor, "product", other)) > 0.25
+
+
+def test_the_consumers_alternate(lanes):
+    issuers = [one.detail for one in of(lanes["tensor core"], "product")]
+    turns = [name for i, name in enumerate(issuers) if i == 0 or issuers[i - 1] != name]
+    assert set(turns) == {"consumer0", "consumer1"}
+    assert len(turns) >= 4
+
+
+def test_the_picture_in_the_readme_is_of_this_kernel(forward):
+    """Drawn by tools/draw_timeline.py: the rows and the note are those of a new drawing."""
+
+    def texts(svg):
+        space = "{http://www.w3.org/2000/svg}"
+        found = [element.text for element in ET.fromstring(svg).iter(space + "text")]
+        return {text for text in found if not text.isdigit()}
+
+    assert texts(SVG.read_text()) == texts(forward.picture())
+    assert "Modelled, not measured" in SVG.read_text()
