@@ -144,7 +144,9 @@ _UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 @library
 def pack_words(*items: Array) -> Array:
     """``mov`` of a vector into one register: the first item is least significant (9.7.9.2)."""
-    shape = np.broadcast_shapes(*(item.shape for item in items))
+    shape = items[0].shape
+    if any(item.shape != shape for item in items):
+        shape = np.broadcast_shapes(*(item.shape for item in items))
     packed = np.empty((*shape, len(items)), items[0].dtype)
     for index, item in enumerate(items):
         packed[..., index] = item
