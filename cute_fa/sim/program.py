@@ -152,8 +152,10 @@ class Program:
         if instr.op in TERMINATORS:
             return "branch" if instr.op in ("bra", "brx") else "control"
         decoded = self._decoded.get(instr.index)
-        return self._handlers[instr.index].counter_class if decoded is None else (
-            decoded.counter_class
+        return (
+            self._handlers[instr.index].counter_class
+            if decoded is None
+            else (decoded.counter_class)
         )
 
     # --- construction -----------------------------------------------------------------------------
