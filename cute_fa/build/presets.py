@@ -1,6 +1,6 @@
 """Which kernels go into a bundle: the named selections, and the candidates for tuning.
 
-A preset asks every rung for the same variants; what a rung does not serve on an architecture is
+A preset asks every rung of an architecture for the same variants; what a rung does not serve is
 left out, with the reason kept in the bundle's manifest.
 """
 
@@ -84,6 +84,8 @@ def _check() -> Iterator[Wish]:
     )
     for features in masks:
         yield Wish(replace(base, **features))
+    for causal in (False, True):
+        yield Wish(replace(base, packed_group=4, causal=causal), ("fa3", "fa4"))
     for dim, dim_v in ((8, 8), (40, 120), (96, 96), (128, 128), (192, 128), (256, 256)):
         yield Wish(KernelVariant("bfloat16", dim, dim_v, causal=True))
     yield Wish(KernelVariant("float16", 128, 128))
@@ -106,6 +108,13 @@ CANDIDATES: Mapping[str, tuple[Mapping[str, Sequence[Any]], ...]] = {
         },
         {"num_consumers": (2,), "tile_n": (64, 96, 128), "stages": (3, 4)},
         {"num_consumers": (3,), "tile_n": (48, 64, 80, 96, 112, 128), "stages": (2,)},
+        {"is_persistent": (True, False), "has_own_o": (True, False)},
+    ),
+    "fa4": (
+        {"polynomial_pairs": (0, 2, 4, 6, 8)},
+        {"rescale_threshold": (0.0, 4.0)},
+        {"tile_n": (64, 96, 128), "stages": (2, 3, 4)},
+        {"is_persistent": (True, False), "has_own_o": (True, False)},
     ),
 }
 
@@ -172,6 +181,8 @@ def select(
     left_out: dict[str, LeftOut] = {}
     for wish, target, entry in itertools.product(wishes, targets, _entries()):
         if wish.generations and entry.generation not in wish.generations:
+            continue
+        if target.arch not in entry.archs:
             continue
         request = Request(entry, wish.variant, target, wish.overrides)
         try:

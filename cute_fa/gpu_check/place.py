@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cute_fa.build.bundle import Bundle, BundleKernel
+from cute_fa.errors import UnsupportedError
 from cute_fa.ops import flash_attn_func, flash_attn_varlen_func, sources
 from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import Target, runs_on
@@ -62,6 +63,19 @@ class OneKernel:
     ) -> str:
         return self.only.generation
 
+    def check_variant(self, generation: str, target: Target, variant: KernelVariant) -> None:
+        """That the one kernel serves the variant.
+
+        Raises:
+            UnsupportedError: it does not.
+        """
+        if variant != self.only.variant:
+            raise UnsupportedError(
+                "the one kernel here serves another variant",
+                got=str(variant),
+                expected=str(self.only.variant),
+            )
+
     def kernel(self, generation: str, arch: str, variant: KernelVariant) -> BundleKernel:
         return self.only
 
@@ -84,6 +98,7 @@ class OneKernel:
             *(q, k, v),
             **arguments,
             return_lse=True,
+            pack_gqa=self.only.variant.packed_group > 1,
             generation=self.only.generation,
             backend=place.backend,
             arch=self.only.arch if place.backend == "sim" else None,

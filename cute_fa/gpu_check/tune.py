@@ -181,4 +181,6 @@ def write_table(bundle: Bundle, choices: Sequence[Choice], device: Mapping[str, 
 
 
 def _numbers(config: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(config).items() if type(value) in (int, bool)}
+    return {
+        name: value for name, value in vars(config).items() if type(value) in (int, bool, float)
+    }

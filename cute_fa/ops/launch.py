@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cute_fa.errors import MissingToolError
 from cute_fa.ops import plans, sources
 from cute_fa.ops.checks import ALIGNMENT_BYTES, Call
 from cute_fa.varlen import VarlenProblem
@@ -196,9 +197,15 @@ def run_cuda(kernel: Any, device: torch.device, arguments: tuple[Any, ...]) -> N
 
 def run_sim(kernel: Any, device: Device | None, arguments: tuple[Any, ...]) -> None:
     """Launch on a simulated device and remember what ran."""
-    from cute_fa import sim
-
-    device = sim.Device(kernel.arch) if device is None else device
+    try:
+        from cute_fa.sim.device import Device as SimulatedDevice
+    except ModuleNotFoundError as error:
+        raise MissingToolError(
+            "CPU tensors run in the simulator, which needs a package that is not installed",
+            got=f"no {error.name}",
+            fix=f"pip install {error.name}, or pass CUDA tensors",
+        ) from error
+    device = SimulatedDevice(kernel.arch) if device is None else device
     before = len(device.launches)
     try:
         device.bind(kernel.host("sim"), kernel.ptx)(*arguments)
