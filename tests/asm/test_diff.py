@@ -72,7 +72,7 @@ def test_bad_versions() -> None:
         diff(Version("a", PTX), Version("b", launch={"threads": 3}))
     with pytest.raises(PtxSyntaxError):
         diff(Version("a", PTX), Version("b", "this is not PTX"))
-    with pytest.raises(InvalidArgumentError, match="no cubin|cubin"):
+    with pytest.raises(InvalidArgumentError, match="cubin"):
         diff(Version("a", cubin=b"x"), Version("b", cubin=b"x"))
     two = PTX + PTX.split(".address_size 64")[1].replace("a_very_long_name", "second")
     with pytest.raises(InvalidArgumentError, match="must hold one kernel"):
