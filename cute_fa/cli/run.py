@@ -117,11 +117,16 @@ def _cases(args: argparse.Namespace) -> list[Case]:
 
 
 def _check(case: Case, settings: Settings) -> tuple[Result, ErrorReport]:
+    from cute_fa.build.registry import find
     from cute_fa.testing import check_attention
 
     _require_memory_of_reference(case)
     result = run_case(case, settings)
-    report = check_attention(result.out, result.lse, *result.inputs, case.problem, repro=case.repro)
+    report = check_attention(
+        *(result.out, result.lse, *result.inputs, case.problem),
+        exp2_error=find(result.generation).exp2_error,
+        repro=case.repro,
+    )
     return result, report
 
 

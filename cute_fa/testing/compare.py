@@ -114,7 +114,7 @@ def check_attention(
     exp2_error: float = 0.0,
     repro: str = "",
 ) -> ErrorReport:
-    """Measure an attention forward against its budget.
+    """Measure an attention forward against its budget, on the device that ``out`` is on.
 
     Args:
         out: (B, Sq, Hq, Dv); or (Tq, Hq, Dv) of packed sequences, where rows that do not count
@@ -130,7 +130,8 @@ def check_attention(
         InvalidArgumentError: the problem is not the tensors', or does not know its lengths.
     """
     _require_same_problem(q, k, v, problem)
-    out, q, k, v = (x.detach().cpu() for x in (out, q, k, v))
+    out = out.detach()
+    q, k, v = (x.detach().to(out.device) for x in (q, k, v))
     problems = _shape_problems(out, lse, q, v)
     if problems:
         inf = math.inf
@@ -154,7 +155,7 @@ def check_attention(
     ]
     lse_err = 0.0
     if lse is not None:
-        lse = lse.detach().cpu()
+        lse = lse.detach().to(out.device)
         problems += _lse_problems(lse, wanted.gold_lse)
         more = exp2_error + softcap * SOFTCAP_ROUNDING
         measures.append(_lse_measure(lse, wanted.torch_lse, wanted.gold_lse, more))
@@ -244,8 +245,8 @@ def _expectation(q: Tensor, k: Tensor, v: Tensor, problem: AttentionProblem) -> 
 def _packed_expectation(q: Tensor, k: Tensor, v: Tensor, problem: VarlenProblem) -> _Expectation:
     """Each sequence's, packed; where rows do not count, exactly 0 and -inf."""
     packing = problem.require_packing()
-    out = torch.zeros(*q.shape[:2], v.shape[2], dtype=torch.float64)
-    lse = torch.full((q.shape[1], q.shape[0]), -math.inf, dtype=torch.float64)
+    out = q.new_zeros(*q.shape[:2], v.shape[2], dtype=torch.float64)
+    lse = q.new_full((q.shape[1], q.shape[0]), -math.inf, dtype=torch.float64)
     smallest = torch.full_like(out, torch.finfo(torch.float64).tiny)
     packed = _Expectation(out, lse, out.to(q.dtype), lse.float(), out.clone(), smallest)
     sequences = zip(packing.rows_q, packing.rows_k, problem.sequences(), strict=True)
