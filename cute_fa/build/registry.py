@@ -70,7 +70,8 @@ class KernelEntry:
 
         Raises:
             UnsupportedError: the kernel does not serve the variant on this target.
-            InvalidArgumentError: an override is no field of the config, or breaks its rules.
+            InvalidArgumentError: an override is no field of the config, breaks its rules, or makes
+                another variant.
             InvalidTypeError: an override is not of its field's type.
         """
         if target.arch not in self.archs:
@@ -87,18 +88,40 @@ class KernelEntry:
                 expected=", ".join(config.__dataclass_fields__),
             )
         for name, value in overrides.items():
-            self._check_type(name, value, getattr(config, name))
+            self._check_override(name, value, getattr(config, name))
         return replace(config, **overrides) if overrides else config
 
-    def _check_type(self, name: str, value: object, own: object) -> None:
-        """That an override is of its field's type: a bool is no number of stages."""
+    def _check_override(self, name: str, value: object, own: object) -> None:
+        """That an override is of its field's type (a bool is no number of stages), and that it does
+        not make another variant of the kernel."""
         if type(value) is not type(own):
             raise InvalidTypeError(
                 f"{name}: not what this field of the {self.name} kernel's config holds",
                 got=f"{value!r} ({type(value).__name__})",
                 expected=f"{type(own).__name__}, as in {name}={own!r}",
             )
+        if name in _DECIDED_FIELDS and value != own:
+            raise InvalidArgumentError(
+                f"{name} follows from what the {self.name} kernel is for",
+                got=f"{name}={value!r}",
+                expected=f"{name}={own!r} here",
+                fix="ask for another dtype, head dim, mask or packing by its own argument",
+            )
 
+
+# Fields of every config that its variant decides, not its plan.
+_DECIDED_FIELDS = {
+    "dtype",
+    "head_dim",
+    "head_dim_v",
+    "is_causal",
+    "has_window_left",
+    "has_window_right",
+    "has_softcap",
+    "is_varlen",
+    "has_seqused_q",
+    "has_seqused_k",
+}
 
 _FEATURES = (
     "causal",

@@ -18,7 +18,31 @@ def add_json(parser: argparse._ActionsContainer) -> None:
 
 
 def add_variant(parser: argparse.ArgumentParser) -> None:
-    """Masking and softcap: what decides, with dtype and head dims, which kernel it is."""
+    """What decides, with dtype and head dims, which kernel it is."""
+    add_masks(parser)
+    parser.add_argument("--varlen", action="store_true", help="for packed sequences")
+    for side, what in (("q", "queries"), ("k", "keys")):
+        parser.add_argument(
+            f"--seqused-{side}",
+            action="store_true",
+            help=f"of which only the first {what} count, as each call says",
+        )
+
+
+def variant_of(args: argparse.Namespace) -> dict[str, Any]:
+    """``add_variant``'s arguments as ``build.compile`` takes them."""
+    return {
+        "causal": args.causal,
+        "window_size": tuple(args.window),
+        "softcap": args.softcap,
+        "varlen": args.varlen,
+        "seqused_q": args.seqused_q,
+        "seqused_k": args.seqused_k,
+    }
+
+
+def add_masks(parser: argparse.ArgumentParser) -> None:
+    """Causality, window and softcap."""
     parser.add_argument("--causal", action="store_true", help="bottom-right aligned causal mask")
     parser.add_argument(
         "--window",
@@ -43,7 +67,7 @@ def add_problem(parser: argparse.ArgumentParser) -> None:
     shapes.add_argument("--head-dim-v", type=int, help="of V, if it differs")
     shapes.add_argument("--dtype", default="bfloat16", help="bfloat16 (default) or float16")
     shapes.add_argument("--scale", type=float, help="softmax scale; default head_dim ** -0.5")
-    add_variant(parser)
+    add_masks(parser)
     packed = parser.add_argument_group("packed sequences, in place of --batch and --seqlen")
     packed.add_argument(
         "--varlen",

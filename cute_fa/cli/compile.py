@@ -80,9 +80,7 @@ def _specs(args: argparse.Namespace) -> list[dict[str, Any]]:
     archs = list(TARGETS) if args.arch == "all" else arguments.words(args.arch)
     dims = [_dims(word) for word in arguments.words(args.head_dim)]
     common = {
-        "causal": args.causal,
-        "window_size": tuple(args.window),
-        "softcap": args.softcap,
+        **arguments.variant_of(args),
         "line_info": args.line_info,
         **arguments.settings(args.set),
     }

@@ -39,9 +39,7 @@ def run(args: argparse.Namespace) -> int:
         "dtype": args.dtype,
         "head_dim": args.head_dim,
         "head_dim_v": args.head_dim_v,
-        "causal": args.causal,
-        "window_size": tuple(args.window),
-        "softcap": args.softcap,
+        **arguments.variant_of(args),
         "line_info": args.line_info,
         **arguments.settings(args.set),
     }

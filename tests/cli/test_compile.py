@@ -28,6 +28,15 @@ def test_one_kernel(cute_fa) -> None:
     assert str(found["registers"]) in row.split() and kernel["key"][:12] in row
 
 
+def test_a_kernel_for_packed_sequences(cute_fa) -> None:
+    code, document = cute_fa("compile", *SMALL, "--varlen", "--seqused-k", "--causal", "--json")
+    [kernel] = document["kernels"]
+    assert code == 0 and kernel["kernel"] == "fa2 fwd sm_80 bfloat16 d32 causal varlen used-k"
+    assert kernel["config"]["is_varlen"] and not kernel["config"]["has_seqused_q"]
+    code, text = cute_fa("inspect", *SMALL, "--varlen", "--seqused-k", "--causal")
+    assert code == 0 and kernel["kernel"] in text
+
+
 def test_a_grid_by_processes_and_its_files(cute_fa, tmp_path: Path) -> None:
     grid = ("-a", "sm_80,sm_90a", "--dtype", "bf16", "-j", "2", "-o", str(tmp_path / "out"))
     code, document = cute_fa("compile", *SMALL, *grid, "--json")
