@@ -11,8 +11,9 @@ overlaps the end of this one.
     rounds    In round r, CTA c of P takes entry r·P + c, or r·P + P − 1 − c if r is odd: to and
               fro, so that nobody gets the longest tile of every round.
     P         As many as the device has SMs, where that balances: tiles of one length, one section,
-              or packed sequences whose longest tile is short beside the rest. Elsewhere one CTA for
-              two tiles, a long one and a short one, and the hardware balances the pairs.
+              or packed sequences whose longest tile is short beside the rest. Several sections take
+              a CTA for two tiles, a long one and a short one, other packed sequences one for each
+              tile, and the hardware balances them.
     packed    Tile counts of packed sequences are on the device only. A warp finds its entry by a
               running sum over 32 sequences at a time, and goes on from there for the next.
 
@@ -248,7 +249,8 @@ def tile_schedule(
     if is_persistent:
         one_each = cutlass.min(tiles, sms)
         pairs = cutlass.max(cute.ceil_div(tiles, 2), one_each)
-        ctas = cutlass.Int32(cutlass.select_(is_balanced, one_each, pairs))
+        others = tiles if is_packed else pairs
+        ctas = cutlass.Int32(cutlass.select_(is_balanced, one_each, others))
     return TileSchedule(
         sequences=sequences,
         batch=batch,

@@ -1,6 +1,7 @@
 """FlashAttention-3 forward for Hopper (sm_90a): TMA, wgmma, specialised warps.
 
-One CTA computes O and LSE of ``tile_m`` query rows of one (batch, head), 64 per consumer:
+A row tile is ``tile_m`` query rows of one (batch, head), or of all heads of a group, 64 per
+consumer. A CTA computes O and LSE of one, or of one after the other (``blocks.tile_scheduler``):
 
     S = Q Kᵀ · scale        m = rowmax over the blocks seen        P = exp(S − m)
     O ← (O + P_old V_old) · exp(m_old − m)        l ← l · exp(m_old − m) + rowsum P
@@ -48,15 +49,17 @@ class Fa3Fwd:
         CONSUMER   4 warps per strip      240 or 160  products, softmax, results (fwd_mma.attend)
 
         pipe       kind      slots        producer (arrives)    consumer (arrives)
-        pipe_q     TmaPipe   1 per strip  LOAD (1 + tx bytes)   its CONSUMER (none: one use)
+        pipe_q     TmaPipe   1 per strip  LOAD (1 + tx bytes)   its CONSUMER (1 per warp, if tiles
+                                                                follow: is_persistent)
         pipe_k     TmaPipe   ``stages``   LOAD (1 + tx bytes)   CONSUMER (1 per warp)
         pipe_v     TmaPipe   ``stages``   LOAD (1 + tx bytes)   CONSUMER (1 per warp)
 
         named barrier  threads  who
         TURN + w       256      consumer w waits, the consumer before it in the cycle arrives
-        STRIP + w      128      consumer w, around its generic writes to its strip of Q and O
+        STRIP + w      128      consumer w, around its generic writes to its strips of Q and O
 
-    Use n of the rings is block n_stop − 1 − n (right to left). One consumer:
+    The uses of the rings are the blocks of the CTA's tiles, right to left in each; here n is one of
+    them. One consumer:
 
         tensor core   S = Q K(n)ᵀ   O += P V(n−1)                  S = Q K(n+1)ᵀ   O += P V(n) …
         softmax                     m, P of S, l        rescale O                  m, P of S, l …

@@ -137,9 +137,8 @@ def packed_schedule(
     queries = plan.tile_m // plan.packed_group
     most = min(total_q // queries + len(sequences), -(-max_seqlen_q // queries) * len(sequences))
     most *= heads
-    num_ctas = min(most, sms)
-    if max_seqlen_q // plan.tile_n * sms > most:
-        num_ctas = max(-(-most // 2), num_ctas)
+    is_balanced = max_seqlen_q // plan.tile_n * sms <= most
+    num_ctas = min(most, sms) if is_balanced else most
     return Schedule(tuple(listed), num_ctas, sms)
 
 

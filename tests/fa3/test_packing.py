@@ -14,11 +14,11 @@ from cute_fa.varlen import Packing, VarlenProblem
 BASE = AttentionProblem(2, 37, 300, 8, 2, 64, 64, "bfloat16", causal=True)
 
 
-@pytest.mark.parametrize("group", [2, 8, 16, 64])
+@pytest.mark.parametrize("group", [8, 16, 64])
 def test_groups(fa3, group):
     """Groups of fewer heads than a thread's two rows are apart, as many, and more; 37 queries end
     in the middle of a strip. Two K/V heads, so that each group has neighbours."""
-    problem = replace(BASE, batch=1, heads_q=2 * group, seqlen_q=max(300 // group, 5))
+    problem = replace(BASE, batch=1, heads_q=2 * group, seqlen_q=max(200 // group, 5))
     launch = fa3.check(problem, index_coded_inputs(problem), packed_group=group)
     assert launch.grid[0] == 2 * -(-problem.seqlen_q * group // 192)
 
@@ -26,12 +26,10 @@ def test_groups(fa3, group):
 @pytest.mark.parametrize(
     "mask",
     [
-        {"causal": False},
-        {"causal": False, "window_left": 20, "window_right": 9},
-        {"causal": True, "window_left": 40, "seqlen_q": 330},
-        {"softcap": 15.0, "softmax_scale": -0.3},
+        {"causal": False, "softcap": 15.0},
+        {"causal": False, "window_left": 20, "window_right": 9, "softmax_scale": -0.3},
     ],
-    ids=["full", "window", "causal-left", "softcap"],
+    ids=["full-softcap", "window"],
 )
 def test_masks(fa3, mask):
     fa3.check(replace(BASE, **mask), packed_group=4, sms=3)
@@ -46,7 +44,7 @@ def test_nothing_changes_but_the_tiles(fa3):
     assert packed[2].grid[0] * 4 == apart[2].grid[0]
 
 
-@pytest.mark.parametrize("layout", ["heads_first", "sliced", "packed"])
+@pytest.mark.parametrize("layout", ["heads_first", "sliced"])
 def test_strides(fa3, layout):
     inputs = normal_inputs(BASE, layouts=(layout, layout, layout))
     fa3.check(BASE, inputs, packed_group=4)
@@ -62,7 +60,3 @@ def test_packed_sequences(fa3, completion):
     fa3.check(
         problem, index_coded_inputs(problem), packed_group=4, sms=2, completion=completion, seed=5
     )
-
-
-def test_single_tiles(fa3):
-    fa3.check(BASE, packed_group=4, is_persistent=False, has_own_o=False)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from cute_fa.problem import AttentionProblem
-from cute_fa.reference.schedule import dense_schedule
 from cute_fa.testing.inputs import index_coded_inputs, normal_inputs
 from cute_fa.varlen import Packing, VarlenProblem
 
@@ -42,38 +41,21 @@ def test_single_tiles(fa3):
     "changes",
     [
         {"has_own_o": False},
-        {"has_own_o": False, "stages": 3},
-        {"has_turns": False},
-        {"num_consumers": 2, "tile_n": 64},
+        {"has_turns": False, "stages": 3},
     ],
     ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
 )
-@pytest.mark.parametrize("completion", ["late", "random"])
-def test_other_plans(fa3, changes, completion):
-    """O that leaves from Q's strips, three stages (whose parities turn at other uses), no turns,
-    another number of consumers."""
-    fa3.check(BASE, index_coded_inputs(BASE), sms=2, completion=completion, **changes)
+def test_other_plans(fa3, changes):
+    """O that leaves from Q's strips; no turns, and three stages, whose parities turn at other
+    uses."""
+    fa3.check(BASE, index_coded_inputs(BASE), sms=2, completion="random", **changes)
 
 
-@pytest.mark.parametrize("head_dims", [(192, 192), (256, 256)], ids=str)
-def test_no_room_for_strips_of_o(fa3, head_dims):
+def test_no_room_for_strips_of_o(fa3):
     """Tiles whose Q has to wait until the last O has left the strip."""
-    head_dim, head_dim_v = head_dims
-    problem = replace(BASE, head_dim=head_dim, head_dim_v=head_dim_v, batch=1, seqlen_q=260)
+    problem = replace(BASE, head_dim=256, head_dim_v=256, batch=1, seqlen_q=260, seqlen_k=200)
     assert not fa3.config(problem).has_own_o
     fa3.check(problem, sms=2, completion="random", seed=1)
-
-
-def test_pairs(fa3):
-    """More heads than two CTAs each can read, and more keys than fit into L2: sections of heads,
-    and a CTA for two tiles. A left window keeps the products few."""
-    problem = AttentionProblem(
-        1, 200, 70_000, 4, 2, 64, 64, "bfloat16", causal=True, window_left=100
-    )
-    plan = fa3.config(problem)
-    schedule = dense_schedule(problem, plan, 2)
-    launch = fa3.check(problem, sms=2)
-    assert launch.grid == (schedule.num_ctas, 1, 1) == (4, 1, 1)
 
 
 # The longest tile is short beside the rest, so that there are as many CTAs as SMs; and it is not.
@@ -85,10 +67,9 @@ PACKINGS = {
 
 
 @pytest.mark.parametrize("name", PACKINGS)
-@pytest.mark.parametrize("completion", ["eager", "random"])
-def test_packed_sequences(fa3, name, completion):
+def test_packed_sequences(fa3, name):
     problem = VarlenProblem.of(replace(BASE, causal=True), PACKINGS[name])
-    fa3.check(problem, index_coded_inputs(problem), sms=3, completion=completion)
+    fa3.check(problem, index_coded_inputs(problem), sms=3, completion="random")
 
 
 def test_packed_sequences_one_tile_per_cta(fa3):
