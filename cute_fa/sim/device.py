@@ -110,8 +110,9 @@ class Device:
         """
         with self:
             compiled, texts = hosts.compile(fn, *args, **kwargs)
-        replaced = None if ptx_transform is None else [ptx_transform(text) for text in texts]
-        return Program(self, compiled, texts if replaced is None else replaced)
+        if ptx_transform is not None:
+            texts = [_transformed(text, ptx_transform) for text in texts]
+        return Program(self, compiled, texts)
 
     def bind(self, host_function: Any, ptx_text: str | Sequence[str]) -> Callable[..., Any]:
         """Let a host function that was built elsewhere launch on this device.
@@ -162,6 +163,19 @@ def _rule_names(checks: object) -> bool | frozenset[str]:
         got=f"{checks!r} ({type(checks).__name__})",
         expected="True, False, or a list of rule names",
     )
+
+
+def _transformed(text: str, transform: Callable[[str], str]) -> str:
+    """The PTX that a transformation gives, if it is one."""
+    replaced = transform(text)
+    if not isinstance(replaced, str):
+        raise InvalidTypeError(
+            "ptx_transform must return the PTX that shall run",
+            got=repr(replaced),
+            expected="a string",
+            fix="return the text unchanged where there is nothing to replace",
+        )
+    return replaced
 
 
 class AmbientCall:

@@ -285,6 +285,26 @@ def _hook_calls(patches: Patches) -> None:
         tvm_ffi_provider.TVMFFIJitCompiledFunctionWithKwargs,
     ):
         patches.set(owner, "__call__", _on_device(owner.__call__, tensors.to_tvm_ffi))
+    _hook_errors(patches)
+
+
+def _hook_errors(patches: Patches) -> None:
+    """Host code that C++ starts fails with what the simulator raised, not with its error code."""
+    from tvm_ffi import core
+
+    kinds: dict[str, Any] = core.ERROR_NAME_TO_TYPE
+    kind = "CUDADialectError"
+    original = kinds.get(kind, RuntimeError)
+
+    class Raised:
+        """Stands for the kind; making one gives the exception itself, of whatever type."""
+
+        def __new__(cls, message: str) -> Any:
+            failure = runtime().take_failure()
+            return original(message) if failure is None else failure
+
+    kinds[kind] = Raised
+    patches.on_undo(lambda: kinds.update({kind: original}))
 
 
 def _on_device(

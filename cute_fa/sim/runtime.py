@@ -290,6 +290,13 @@ class Runtime:
             # Without the context: what the host code made of the error code says nothing more.
             raise failure from failure.__cause__
 
+    def take_failure(self) -> BaseException | None:
+        """What a callback raised for host code that no Python call announced, once."""
+        if self.is_running():
+            return None  # `running` raises it
+        failure, self._thread.failure = getattr(self._thread, "failure", None), None
+        return failure
+
     def is_running(self) -> bool:
         """Whether host code is running on this thread."""
         return bool(self._calls())

@@ -497,6 +497,46 @@ def test_hazards_are_raised_out_of_the_call(ffi: bool, quiet: dict[str, Any]) ->
             run(*call)
 
 
+def test_hazards_are_raised_out_of_host_code_that_no_python_call_started(
+    quiet: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As programs do whose own C++ calls compiled functions."""
+    import tvm_ffi
+
+    from cute_fa.sim import hosts, tensors
+    from cute_fa.sim.hazards import HazardError
+
+    captured = hosts.captured_ptx
+
+    def ignore_the_end(digest: str) -> str:
+        return re.sub(r"@%p\d+ bra.*;", "", captured(digest) or "")
+
+    arguments = tuple(map(tensors.to_tvm_ffi, (*vectors(), 3.0)))
+    with Device("sm_80", **quiet) as dev:
+        run = dev.compile(programs.scale, *programs.symbolic_scale_arguments(), options=FFI)
+        function = run.compiled._tvm_ffi_function
+        monkeypatch.setattr(hosts, "captured_ptx", ignore_the_end)
+        with pytest.raises(HazardError, match=r"(?i)out.of.bounds") as raised:
+            function(*arguments)
+        assert raised.value.hazard.rule == "global-out-of-bounds"
+        assert raised.value.launch is dev.launches[-1]
+        monkeypatch.undo()
+        function(*arguments)
+    kept = tvm_ffi.core.ERROR_NAME_TO_TYPE["CUDADialectError"]
+    assert isinstance(kept, type) and kept.__name__ == "CUDADialectError"
+
+
+@pytest.mark.parametrize("result", [None, 3])
+def test_a_ptx_transformation_has_to_return_ptx(result: object, quiet: dict[str, Any]) -> None:
+    with Device("sm_80", **quiet) as dev, pytest.raises(InvalidTypeError, match=str(result)):
+        dev.compile(
+            programs.scale,
+            *programs.symbolic_scale_arguments(),
+            options=FFI,
+            ptx_transform=lambda text: result,  # type: ignore[arg-type, return-value]
+        )
+
+
 def test_reports_instead_of_raising_where_not_strict(quiet: dict[str, Any]) -> None:
     x, short = torch.arange(250.0), torch.zeros(100)
     with Device("sm_80", strict=False, **quiet) as dev:
