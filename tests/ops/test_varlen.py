@@ -72,6 +72,19 @@ def test_one_sequence_is_the_dense_call():
     assert_bitwise_equal(got_lse, lse[0])
 
 
+def test_lengths_may_begin_anywhere():
+    """A view into a larger tensor of lengths is aligned to 4 bytes only."""
+    inputs = normal_inputs(PACKED)
+    expected, _ = run(PACKED, inputs)
+    views = {
+        name: torch.cat([x.new_full((1,), 99), x])[1:]
+        for name, x in length_arguments(PACKED).items()
+        if isinstance(x, torch.Tensor)
+    }
+    assert all(x.data_ptr() % 8 for x in views.values())
+    assert_bitwise_equal(run(PACKED, inputs, **views)[0], expected)
+
+
 def test_a_longest_length_beyond_need_changes_nothing():
     inputs = normal_inputs(PACKED)
     expected, expected_lse = run(PACKED, inputs)
