@@ -158,10 +158,25 @@ class SharedShadow(Subsystem):
             self.clocks.forget()
             settled = (self._writes != NEVER) & (self._writes < IN_FLIGHT)
             self._writes[settled] = self.clocks.agents
-            self._reads[...] = 0
+            self._forget_reads()
             for restart in self.followers:
                 restart()
         return self.clocks
+
+    def _forget_reads(self) -> None:
+        """Forget completed reads; those of asynchronous copies that still read stay.
+
+        The stamps are new zeros, since most of them have never been touched: writing zeros would
+        make the whole array resident, gigabytes for large clusters with byte accesses.
+        """
+        reading = [
+            (agent, np.flatnonzero(row >= IN_FLIGHT)) for agent, row in enumerate(self._reads)
+        ]
+        self._reads = np.zeros(self._reads.shape, np.uint32)
+        self._views.clear()
+        for agent, granules in reading:
+            if granules.size:
+                self._reads[agent, granules] = IN_FLIGHT
 
     def _view(self, nbytes: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Write stamps and read stamps (all agents in a row) in elements of one access each."""

@@ -392,3 +392,16 @@ def test_im2col_is_refused_by_name() -> None:
         [%smem], [%in0, {%r1, %r2, %r3}], [%smem], {%h1};"""
     with pytest.raises(UnsupportedInstruction, match="im2col"):
         program(body, SMALL)
+
+
+def test_a_wave_that_forgets_its_past_remembers_what_copies_still_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cute_fa.sim import race
+
+    again = "st.shared.u32 [%r40+8192], %r41; bar.sync 0;\n" * 20  # more events than are kept
+    begin = FILL + FENCE + "bar.sync 0;" + STORE + again
+    monkeypatch.setattr(race, "MOST_EVENTS", 12)
+    assert program(begin + WAIT_READ, SMALL, completion="late").rules == []
+    bug = program(begin + "@%p0 st.shared.u32 [%smem], 7;" + WAIT_READ, SMALL, completion="late")
+    assert bug.rules == ["overwrite-while-reading"]
