@@ -126,4 +126,5 @@ def _host(args: argparse.Namespace) -> int:
         for name, timing in costs.items()
     }
     print(pairs(lines))
+    print("CPU time of the calling thread; nothing of the CUDA driver is in it")
     return OK

@@ -69,18 +69,13 @@ def keep_plan(
         return
     kernel, padded = kernel_of(call), call.padded
     sizes = (padded.batch, padded.seqlen_q, padded.heads_q)
-    plan = plans.Plan(
-        launch=kernel.host("cuda"),
-        out_shape=tuple(out.shape),
-        lse_shape=tuple(lse.shape),
-        dtype=out.dtype,
-        device=q.device,
-        workspace=tuple(
-            (tuple(w.shape), getattr(torch, w.dtype)) for w in kernel.config.workspace(*sizes)
-        ),
-        scalars=_scalars(padded),
-        like_q=out.shape == q.shape and out.dtype == q.dtype and q.is_contiguous(),
-    )
+    shapes = [
+        (tuple(out.shape), out.dtype),
+        (tuple(lse.shape), lse.dtype),
+        *((w.shape, getattr(torch, w.dtype)) for w in kernel.config.workspace(*sizes)),
+    ]
+    outputs = tuple(plans.pattern(shape, dtype, q.device) for shape, dtype in shapes)
+    plan = plans.Plan(kernel.host("cuda"), q.device, outputs, _scalars(padded))
     plans.remember(key, plan)
 
 

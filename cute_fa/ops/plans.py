@@ -9,7 +9,7 @@ is tracing or a simulated device is entered).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,49 +21,45 @@ MAX_PLANS = 4096
 
 _UNALIGNED = 16 - 1  # bits of an address that ``checks.ALIGNMENT_BYTES`` wants clear
 _SWITCHES = (True, False)
+_CONTIGUOUS = torch.contiguous_format
 _plans: dict[Hashable, Plan] = {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """All that is known of a call but the tensors' addresses.
 
     Attributes:
         launch: the kernel's host function.
-        out_shape, lse_shape, dtype, device: of the results.
-        workspace: (shape, dtype) of what the kernel wants beside them.
+        device: of the tensors.
+        outputs: a tensor as each of out, lse and what the kernel wants beside them is to be; one
+            element of memory each (``pattern``).
         scalars: what follows the tensors among the arguments.
-        like_q: whether out has q's shape, and q is contiguous.
     """
 
     launch: Callable[..., Any]
-    out_shape: tuple[int, ...]
-    lse_shape: tuple[int, ...]
-    dtype: torch.dtype
     device: torch.device
-    workspace: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    outputs: tuple[Tensor, ...]
     scalars: tuple[Any, ...]
-    like_q: bool
 
     def run(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Allocate the results and launch, on torch's current stream of the tensors' device."""
+        made = [torch.empty_like(x, memory_format=_CONTIGUOUS) for x in self.outputs]
         device = self.device
-        if self.like_q:
-            out = torch.empty_like(q)
-        else:
-            out = torch.empty(self.out_shape, dtype=self.dtype, device=device)
-        lse = torch.empty(self.lse_shape, dtype=torch.float32, device=device)
-        arguments: tuple[Tensor, ...] = (q, k, v, out, lse)
-        if self.workspace:
-            arguments += tuple(
-                torch.empty(shape, dtype=dtype, device=device) for shape, dtype in self.workspace
-            )
         if device.type == "cuda" and torch._C._cuda_getDevice() != device.index:
             with torch.cuda.device(device):
-                self.launch(*arguments, *self.scalars)
+                self.launch(q, k, v, *made, *self.scalars)
         else:
-            self.launch(*arguments, *self.scalars)
-        return out, lse
+            self.launch(q, k, v, *made, *self.scalars)
+        return made[0], made[1]
+
+
+def pattern(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of a shape that takes the memory of one element.
+
+    ``empty_like`` of it is the quickest way to a new contiguous tensor of this shape.
+    """
+    return torch.empty(1, dtype=dtype, device=device).expand(tuple(shape))
 
 
 def key_of(q: Any, k: Any, v: Any, options: tuple[Any, ...]) -> Hashable | None:

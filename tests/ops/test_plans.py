@@ -31,20 +31,17 @@ def qkv(batch: int = 1, dim_v: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, torch.zeros(batch, 24, 2, dim_v, dtype=torch.bfloat16)
 
 
-def plan_for(tensors: tuple[Tensor, ...], launch: Any, **changes: Any) -> Plan:
+def plan_for(tensors: tuple[Tensor, ...], launch: Any, *workspace: tuple[int, ...]) -> Plan:
     q, _, v = tensors
-    fields: dict[str, Any] = {
-        "launch": launch,
-        "out_shape": (*q.shape[:-1], v.shape[-1]),
-        "lse_shape": (q.shape[0], q.shape[2], q.shape[1]),
-        "dtype": q.dtype,
-        "device": q.device,
-        "workspace": (),
-        "scalars": (0.125, 0.0, 48, 0),
-        "like_q": q.shape == (*q.shape[:-1], v.shape[-1]),
-        **changes,
-    }
-    return Plan(**fields)
+    batch, seqlen, heads, _ = q.shape
+    outputs = (
+        plans.pattern((batch, seqlen, heads, v.shape[-1]), q.dtype, q.device),
+        *(
+            plans.pattern(shape, torch.float32, q.device)
+            for shape in ((batch, heads, seqlen), *workspace)
+        ),
+    )
+    return Plan(launch, q.device, outputs, (0.125, 0.0, 48, 0))
 
 
 @pytest.fixture(autouse=True)
@@ -76,12 +73,15 @@ def test_a_known_call_is_launched_at_once(known: tuple[tuple[Tensor, ...], Launc
 
 def test_results_of_another_shape_and_a_workspace() -> None:
     tensors, launch = qkv(dim_v=32), Launch()
-    workspace = (((1, 24, 2, 32), torch.float32), ((1, 2, 24), torch.float32))
-    plan = plan_for(tensors, launch, workspace=workspace)
-    assert not plan.like_q
+    plan = plan_for(tensors, launch, (1, 24, 2, 32), (1, 2, 24))
+    assert all(x.untyped_storage().nbytes() <= 4 for x in plan.outputs)
     out, _ = plan.run(*tensors)
     assert out.shape == (1, 24, 2, 32)
-    assert [x.shape for x in launch.calls[0][5:7]] == [shape for shape, _ in workspace]
+    made = launch.calls[0][3:7]
+    assert [x.shape for x in made] == [x.shape for x in plan.outputs]
+    assert all(
+        x.is_contiguous() and x.numel() == x.untyped_storage().nbytes() // x.itemsize for x in made
+    )
     assert launch.calls[0][7:] == plan.scalars
 
 
