@@ -5,7 +5,6 @@ What is asserted is the schedule's shape, which the constants of the model hardl
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from cute_fa import fa3
 from cute_fa.bench.model import model_forward
 from cute_fa.problem import AttentionProblem
 from cute_fa.sim.timeline import overlap
-from cute_fa.sim.timeline.lanes import role_intervals
+from tests.timelines import of, steady_lanes, words
 
 SVG = Path(fa3.__file__).with_name("timeline.svg")
 PROBLEM = AttentionProblem(1, 128, 1408, 1, 1, 128, 128, "bfloat16")
@@ -27,17 +26,7 @@ def forward():
 
 @pytest.fixture(scope="module")
 def lanes(forward):
-    """Intervals of the steady state: the middle half of the time."""
-    begin, end = 0.25 * forward.timeline.cycles, 0.75 * forward.timeline.cycles
-    rows = role_intervals(forward.timeline.intervals, forward.roles)
-    return {
-        name: [one for one in row if begin <= one.start and one.stop <= end]
-        for name, row in rows.items()
-    }
-
-
-def of(lane, what, detail=None):
-    return [one for one in lane if one.what == what and detail in (None, one.detail)]
+    return steady_lanes(forward)
 
 
 def test_softmax_runs_beside_the_other_consumers_products(lanes):
@@ -62,11 +51,6 @@ def test_the_consumers_alternate(lanes):
 
 def test_the_picture_in_the_readme_is_of_this_kernel(forward):
     """Drawn by tools/draw_timeline.py: the rows and the note are those of a new drawing."""
-
-    def texts(svg):
-        space = "{http://www.w3.org/2000/svg}"
-        found = [element.text for element in ET.fromstring(svg).iter(space + "text")]
-        return {text for text in found if not text.isdigit()}
-
-    assert texts(SVG.read_text()) == texts(forward.picture())
-    assert "Modelled, not measured" in SVG.read_text()
+    drawn = SVG.read_text()
+    assert words(drawn) == words(forward.picture())
+    assert "Modelled, not measured" in drawn
