@@ -16,7 +16,7 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks.math import LN_2, NEG_INF, exp2
-from cute_fa.blocks.packed_math import add2, both, exp2_polynomial, fma2, fmax3, mul2
+from cute_fa.blocks.packed_math import Pair, add2, both, exp2_polynomial, fma2, fmax3, mul2
 from cute_fa.blocks.softmax import finite_anchor
 
 
@@ -27,6 +27,15 @@ def row_maximum(row_S: cute.Tensor) -> cutlass.Float32:
         chain = (c // 2) % 4
         chains[chain] = fmax3(chains[chain], row_S[c], row_S[c + 1])
     return fmax3(chains[0], chains[1], cute.arch.fmax(chains[2], chains[3]))
+
+
+def _tree_sum(terms: list[Pair]) -> Pair:
+    """Even and odd sums. As a tree, for a serial sum is scheduled late, and keeps every exponential
+    in a register of its own until then."""
+    while len(terms) > 1:
+        pairs = [add2(terms[i], terms[i + 1]) for i in range(0, len(terms) - 1, 2)]
+        terms = pairs + terms[2 * len(pairs) :]
+    return terms[0]
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class RowSoftmax:
         """
         scale = both(self.scale_log2)
         minus_anchor = both(-finite_anchor(self.anchor_log2[0]))
-        total = (self.sums[0], self.sums[1])
+        terms = []
         for pair in range((stop - start) // 2):
             c = start + 2 * pair
             x = fma2((row_S[c], row_S[c + 1]), scale, minus_anchor)
@@ -89,8 +98,8 @@ class RowSoftmax:
             else:
                 p = (exp2(x[0]), exp2(x[1]))
             row_S[c], row_S[c + 1] = p
-            total = add2(total, p)
-        self.sums[0], self.sums[1] = total
+            terms.append(p)
+        self.sums[0], self.sums[1] = add2((self.sums[0], self.sums[1]), _tree_sum(terms))
 
     def total(self) -> cutlass.Float32:
         """The sum of the row's exponentials, relative to the anchor."""

@@ -198,7 +198,7 @@ class Fa4Fwd:
             sV=sV,
             sFactor=sFactor,
             sSum=sSum,
-            tmem=tmem.allocated(tmem_address),
+            tmem_address=tmem_address,
             pipe_q=pipe_q,
             pipe_kv=pipe_kv,
             signals=signals,

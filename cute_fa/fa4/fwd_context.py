@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cutlass
 from cutlass import cute
 
+from cute_fa.blocks import tmem
 from cute_fa.blocks.pipelines import TmaPipe
 from cute_fa.blocks.row_tile import RowTile, Uses
 from cute_fa.blocks.scores import ScoreScale
 from cute_fa.blocks.signals import Signal
 from cute_fa.blocks.tile_scheduler import TileSchedule, WorkTile
 from cute_fa.blocks.tma import TmaTensor
+from cute_fa.fa4.config import S_BUFFERS
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,16 @@ class Cta:
     sV: cute.Tensor  # (N, Dv, stage), in the same slots
     sFactor: cute.Tensor  # (128, S buffer) fp32: what each row of O has to be multiplied by
     sSum: cute.Tensor  # (128, Q tile) fp32: each row's sum of exponentials
-    tmem: cute.Pointer  # column 0 of the allocation
+    tmem_address: cute.Pointer  # in shared memory: where the allocation begins
     pipe_q: TmaPipe
     pipe_kv: TmaPipe
     signals: Signals
     scores: ScoreScale
+    tmem: cute.Pointer | None = None  # column 0 of the allocation, in roles that use it
+
+    def with_tmem(self) -> Cta:
+        """For a role to call first: no register is taken from the others."""
+        return replace(self, tmem=tmem.allocated(self.tmem_address))
 
     def tile(self, work: WorkTile, uses: Uses) -> RowTile:
         return RowTile.of(self.config, self.schedule, work, uses)
@@ -81,16 +88,20 @@ class Cta:
         """The use of pipe_q that holds Q tile ``i``: each is a slot of its own."""
         return tile.uses.tiles * self.config.num_q_tiles + i
 
-    # Block j of a tile is counted from the right.
+    # Block j of a tile is counted from the right. A step is one block of one Q tile, in MMA order;
+    # steps take the two S buffers in turn, whatever the number of Q tiles.
+
+    def step(self, tile: RowTile, i, j):
+        """The number of block ``j`` of Q tile ``i`` among all steps of the CTA."""
+        return (tile.uses.blocks + j) * self.config.num_q_tiles + i
 
     def s_buffer(self, tile: RowTile, i, j):
-        """The S buffer of block ``j`` of Q tile ``i``."""
-        return i if self.config.num_q_tiles == 2 else (tile.uses.blocks + j) % 2
+        """The S buffer of a step."""
+        return self.step(tile, i, j) % S_BUFFERS
 
-    def s_use(self, tile: RowTile, j):
-        """Which use of its S buffer block ``j`` is."""
-        uses = tile.uses.blocks + j
-        return uses if self.config.num_q_tiles == 2 else uses // 2
+    def s_use(self, tile: RowTile, i, j):
+        """Which use of its S buffer a step is."""
+        return self.step(tile, i, j) // S_BUFFERS
 
     def o_use(self, tile: RowTile, j):
         """Which use of its O the product with block ``j`` is."""

@@ -19,7 +19,7 @@ from cute_fa.fa4.config import (
 )
 from cute_fa.fa4.fwd_context import Cta
 
-O_COLUMNS = 32
+O_COLUMNS = 16
 """Columns of O in registers at a time."""
 
 
@@ -30,6 +30,7 @@ def correct(cta: Cta, thread: cutlass.Int32):
     Waits: barrier RESCALE; signals o, sums, o_gone.   Signals: p, sums_taken, o_out.
     Registers: cfg.correction_registers.
     """
+    cta = cta.with_tmem()
     warp = cute.arch.make_warp_uniform(thread // WARP_THREADS)
 
     def correct_tile(work: WorkTile, uses: Uses) -> Uses:
@@ -50,10 +51,10 @@ def _correct_tile(cta: Cta, tile: RowTile, thread: cutlass.Int32, warp: cutlass.
         for i in cutlass.range_constexpr(cfg.num_q_tiles):
             # The first product overwrites O, which this role has read: nothing to rescale.
             cta.signals.p.arrive(cta.s_buffer(tile, i, 0))
-        for j in cutlass.range(1, count, unroll=1):
-            for i in cutlass.range_constexpr(cfg.num_q_tiles):
-                _rescale(cta, tile, i, j, thread, warp)
-    for i in cutlass.range_constexpr(cfg.num_q_tiles):
+    for t in cutlass.range(cfg.num_q_tiles, count * cfg.num_q_tiles, unroll=1):
+        i, j = t % cfg.num_q_tiles, t // cfg.num_q_tiles
+        _rescale(cta, tile, i, j, thread, warp)
+    for i in cutlass.range(cfg.num_q_tiles, unroll=1):
         _finish(cta, tile, i, thread)
     return tile.uses_after
 
@@ -62,7 +63,7 @@ def _correct_tile(cta: Cta, tile: RowTile, thread: cutlass.Int32, warp: cutlass.
 def _rescale(
     cta: Cta,
     tile: RowTile,
-    i: cutlass.Constexpr,
+    i: cutlass.Int32,
     j: cutlass.Int32,
     thread: cutlass.Int32,
     warp: cutlass.Int32,
@@ -89,7 +90,7 @@ def _rescale(
 
 
 @cute.jit
-def _finish(cta: Cta, tile: RowTile, i: cutlass.Constexpr, thread: cutlass.Int32):
+def _finish(cta: Cta, tile: RowTile, i: cutlass.Int32, thread: cutlass.Int32):
     """O / l of Q tile ``i`` to 16 bits in shared memory; 0 where no key is seen."""
     cfg = cta.config
     count, tiles = tile.blocks.count, tile.uses.tiles
@@ -122,7 +123,7 @@ def _finish(cta: Cta, tile: RowTile, i: cutlass.Constexpr, thread: cutlass.Int32
 
 
 @cute.jit
-def _await_unread_q(cta: Cta, tile: RowTile, i: cutlass.Constexpr):
+def _await_unread_q(cta: Cta, tile: RowTile, i: cutlass.Int32):
     """If no product has read Q, wait until it has landed: it must not land on O."""
     if tile.blocks.count == 0:
         cta.pipe_q.wait(cta.q_use(tile, i))

@@ -45,7 +45,7 @@ def multiply(cta: Cta):
     Signals: s, o; empty slots of pipe_q, pipe_kv.
     Registers: cfg.other_registers.
     """
-    products = _products(cta)
+    products = _products(cta.with_tmem())
 
     def multiply_tile(work: WorkTile, uses: Uses) -> Uses:
         return _multiply_tile(products, cta.tile(work, uses))
@@ -70,44 +70,40 @@ def _products(cta: Cta) -> Products:
 
 @cute.jit
 def _multiply_tile(products: Products, tile: RowTile) -> Uses:
-    """All blocks of a tile, S one round of S buffers ahead of O.
+    """All steps of a tile, S two steps ahead of O, which is as far as there are S buffers.
 
     With two Q tiles: S0(0) S1(0) | O0(0) S0(1) O1(0) S1(1) | O0(1) S0(2) … While SOFTMAX works on
     one tile's S, the tensor core works for the other. With one Q tile its blocks alternate instead.
     """
     cta = products.cta
-    cfg = cta.config
-    count = tile.blocks.count
-    ahead = S_BUFFERS // cfg.num_q_tiles
-    for i in cutlass.range_constexpr(cfg.num_q_tiles):
-        cta.pipe_q.wait(cta.q_use(tile, i))
-        if count > 0:
-            _multiply_qk(products, tile, i, cutlass.Int32(0))
-    if cutlass.const_expr(ahead > 1):
-        for j in cutlass.range(1, cutlass.min(count, ahead), unroll=1):
-            _multiply_qk(products, tile, 0, j)
-    for j in cutlass.range(count, unroll=1):
-        for i in cutlass.range_constexpr(cfg.num_q_tiles):
-            _multiply_pv(products, tile, i, j)
-            if j + ahead < count:
-                _multiply_qk(products, tile, i, j + ahead)
-    if count == 0:
-        for i in cutlass.range_constexpr(cfg.num_q_tiles):
+    steps = tile.blocks.count * cta.config.num_q_tiles
+    for t in cutlass.range(cutlass.min(steps, S_BUFFERS), unroll=1):
+        _multiply_qk(products, tile, t)
+    for t in cutlass.range(steps, unroll=1):
+        _multiply_pv(products, tile, t)
+        if t + S_BUFFERS < steps:
+            _multiply_qk(products, tile, t + S_BUFFERS)
+    if steps == 0:
+        for i in cutlass.range(cta.config.num_q_tiles, unroll=1):
+            cta.pipe_q.wait(cta.q_use(tile, i))
             _release_q(cta, tile, i)
     return tile.uses_after
 
 
 @cute.jit
-def _multiply_qk(products: Products, tile: RowTile, i: cutlass.Constexpr, j: cutlass.Int32):
-    """S = Q Kᵀ of block ``j`` and Q tile ``i``.
+def _multiply_qk(products: Products, tile: RowTile, t: cutlass.Int32):
+    """S = Q Kᵀ of step ``t``.
 
     Its S buffer is free: MMA has waited for the P that SOFTMAX made of the S before, and issued the
     product that reads that P.
     """
     cta = products.cta
     cfg = cta.config
+    i, j = t % cfg.num_q_tiles, t // cfg.num_q_tiles
     n, buffer = cta.k_use(tile, j), cta.s_buffer(tile, i, j)
-    if cutlass.const_expr(i == 0):
+    if j == 0:
+        cta.pipe_q.wait(cta.q_use(tile, i))
+    if i == 0:
         cta.pipe_kv.wait(n)
     # S = Q Kᵀ   (128, N) = (128, D) @ (D, N)
     gemm(
@@ -120,37 +116,38 @@ def _multiply_qk(products: Products, tile: RowTile, i: cutlass.Constexpr, j: cut
         negate_a=None if cfg.has_softcap else cta.scores.scale < 0.0,
     )
     cta.signals.s.commit(buffer)
-    if cutlass.const_expr(i == cfg.num_q_tiles - 1):
+    if i == cfg.num_q_tiles - 1:
         commit(cta.pipe_kv.empty(n))
     if j == tile.blocks.count - 1:
         _release_q(cta, tile, i)
 
 
 @cute.jit
-def _release_q(cta: Cta, tile: RowTile, i: cutlass.Constexpr):
+def _release_q(cta: Cta, tile: RowTile, i: cutlass.Int32):
     """The next tile's Q may land, unless this tile's O is to leave from its place."""
     if cutlass.const_expr(cta.config.is_persistent and cta.config.has_own_o):
         commit(cta.pipe_q.empty(cta.q_use(tile, i)))
 
 
 @cute.jit
-def _multiply_pv(products: Products, tile: RowTile, i: cutlass.Constexpr, j: cutlass.Int32):
-    """O += P V of block ``j`` and Q tile ``i``, in the two parts in which P arrives."""
+def _multiply_pv(products: Products, tile: RowTile, t: cutlass.Int32):
+    """O += P V of step ``t``, in the two parts in which P arrives."""
     cta = products.cta
     cfg = cta.config
-    n, buffer = cta.v_use(tile, j), cta.s_buffer(tile, i, j)
+    i, j = t % cfg.num_q_tiles, t // cfg.num_q_tiles
+    n, buffer, use = cta.v_use(tile, j), cta.s_buffer(tile, i, j), cta.s_use(tile, i, j)
     steps = cfg.tile_n // MMA_K
     first_steps = cfg.first_part_columns // MMA_K
     acc_O = accumulator(products.mma_pv, cfg.padded_dv, cta.tmem_o(i))
     tOrP = operand_a_in_tmem(products.mma_pv, DTYPES[cfg.dtype], cfg.tile_n, cta.tmem_p(buffer))
     tOrVt = products.tOrVt[None, None, None, cta.pipe_kv.slot(n)]
-    if cutlass.const_expr(i == 0):
+    if i == 0:
         cta.pipe_kv.wait(n)
-    cta.signals.p.wait(buffer, cta.s_use(tile, j))
+    cta.signals.p.wait(buffer, use)
     # O += P V   (128, Dv) = (128, N) @ (N, Dv)
     gemm(products.mma_pv, acc_O, tOrP, tOrVt, k_steps=range(first_steps), accumulate=j > 0)
-    cta.signals.p_rest.wait(buffer, cta.s_use(tile, j))
+    cta.signals.p_rest.wait(buffer, use)
     gemm(products.mma_pv, acc_O, tOrP, tOrVt, k_steps=range(first_steps, steps), accumulate=True)
     cta.signals.o.commit(i)
-    if cutlass.const_expr(i == cfg.num_q_tiles - 1):
+    if i == cfg.num_q_tiles - 1:
         commit(cta.pipe_kv.empty(n))

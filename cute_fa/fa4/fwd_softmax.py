@@ -48,6 +48,8 @@ def softmax(cta: Cta, mLSE: cute.Tensor, i: cutlass.Int32, thread: cutlass.Int32
     Registers: cfg.softmax_registers.
     """
 
+    cta = cta.with_tmem()
+
     def softmax_tile(work: WorkTile, uses: Uses) -> Uses:
         return _softmax_tile(_row(cta, cta.tile(work, uses), i, thread), mLSE)
 
@@ -107,7 +109,7 @@ def _block(row: Row, j: cutlass.Int32, is_masked: cutlass.Constexpr):
     buffer = cta.s_buffer(tile, row.i, j)
     row_S = cute.make_rmem_tensor(cfg.tile_n, cutlass.Float32)  # (N,)
     tS = tmem.TmemRow(cta.tmem_s(buffer), cfg.tile_n, CHUNK_COLUMNS, row.thread)
-    cta.signals.s.wait(buffer, cta.s_use(tile, j))
+    cta.signals.s.wait(buffer, cta.s_use(tile, row.i, j))
     for chunk in cutlass.range_constexpr(tS.num_chunks):
         tS.load(chunk, _columns(row_S, chunk))
     cap_scores(row_S, cta.scores)

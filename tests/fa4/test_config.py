@@ -1,0 +1,144 @@
+"""FA4's plan: the tile table, tensor memory, shared memory, registers, and what makes it illegal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cute_fa.errors import InvalidArgumentError, UnsupportedError
+from cute_fa.exp2 import polynomial_pairs
+from cute_fa.fa4.config import REGISTERS, REGISTERS_PER_SM, Fa4FwdConfig, pick_fwd
+from cute_fa.problem import KernelVariant
+from cute_fa.target import KIB, TARGETS
+
+LEGAL = Fa4FwdConfig("float16", 64, 64)
+BLACKWELL = TARGETS["sm_100a"]
+
+
+def _pick(head_dim: int, head_dim_v: int | None = None, **mask) -> Fa4FwdConfig:
+    return pick_fwd(KernelVariant("bfloat16", head_dim, head_dim_v or head_dim, **mask), BLACKWELL)
+
+
+# (D, Dv, causal) → Q tiles, tile_n, stages, TMEM columns, KiB of tiles: the README's table.
+TABLE = {
+    (32, 32, False): (2, 128, 8, 320, 96),
+    (64, 64, False): (2, 128, 8, 384, 192),
+    (64, 64, True): (2, 128, 8, 384, 160),
+    (96, 96, False): (2, 128, 5, 448, 216),
+    (96, 96, True): (2, 128, 7, 448, 216),
+    (128, 128, False): (2, 128, 3, 512, 224),
+    (128, 128, True): (2, 128, 5, 512, 224),
+    (192, 128, True): (2, 96, 3, 448, 204),
+    (192, 192, True): (1, 128, 3, 448, 192),
+    (256, 256, False): (1, 64, 3, 384, 224),
+    (256, 256, True): (1, 64, 5, 384, 224),
+}
+
+
+@pytest.mark.parametrize(("head_dim", "head_dim_v", "causal"), TABLE)
+def test_tile_table(head_dim, head_dim_v, causal):
+    config = _pick(head_dim, head_dim_v, causal=causal)
+    tiles_kib = (config.smem_bytes - config.smem_small_bytes) / KIB
+    got = (config.num_q_tiles, config.tile_n, config.stages, config.tmem_columns_used, tiles_kib)
+    assert got == TABLE[head_dim, head_dim_v, causal]
+
+
+@pytest.mark.parametrize("mask", [{}, {"causal": True}])
+def test_every_pair_of_head_dims_has_a_plan(mask):
+    for head_dim in range(8, 257, 8):
+        for head_dim_v in range(8, 257, 8):
+            config = _pick(head_dim, head_dim_v, **mask)
+            assert 0 <= config.padded_d - head_dim < 32
+            assert 0 <= config.padded_dv - head_dim_v < 32
+            assert config.smem_bytes <= BLACKWELL.smem_per_block_bytes
+            assert config.stages >= 3
+
+
+@pytest.mark.parametrize("dims", [(64, 64), (128, 128), (192, 128), (256, 256)])
+def test_tensor_memory_map(dims):
+    """S buffers, then O tiles, side by side; P within its S; a power of two is allocated."""
+    config = _pick(*dims)
+    areas = [(start, config.tile_n) for start in config.tmem_s]
+    areas += [(start, config.padded_dv) for start in config.tmem_o]
+    ends = [start + width for start, width in areas]
+    assert [start for start, _ in areas] == [0, *ends[:-1]]
+    assert ends[-1] == config.tmem_columns_used <= config.tmem_columns <= 512
+    assert config.tmem_columns & (config.tmem_columns - 1) == 0
+    for s, p in zip(config.tmem_s, config.tmem_p, strict=True):
+        assert s < p and p + config.tile_n // 2 == s + config.tile_n
+
+
+@pytest.mark.parametrize(("dim", "roles"), [(128, 16), (256, 12)])
+def test_roles_are_all_warps(dim, roles):
+    config = _pick(dim)
+    assert sum(map(len, config.roles.values())) == roles == config.num_threads // 32
+    assert [w for warps in config.roles.values() for w in warps] == list(range(roles))
+    assert config.correction_warp % 4 == 0, "warp w of a warpgroup reaches lanes 32w … only"
+
+
+@pytest.mark.parametrize("num_q_tiles", REGISTERS)
+def test_registers_fit_the_register_file(num_q_tiles):
+    """setmaxnreg only moves registers within what the CTA was launched with."""
+    softmax, correction, others = REGISTERS[num_q_tiles]
+    warpgroups = num_q_tiles + 2
+    at_launch = REGISTERS_PER_SM // (128 * warpgroups) // 8 * 8
+    assert num_q_tiles * softmax + correction + others <= warpgroups * at_launch
+    assert others <= correction <= at_launch <= softmax
+    assert all(count % 8 == 0 for count in REGISTERS[num_q_tiles])
+
+
+def test_share_of_the_polynomial_belongs_to_the_architecture():
+    """The special function unit of sm_103a is twice as fast: there is nothing to share."""
+    variant = KernelVariant("bfloat16", 128, 128)
+    shares = {arch: pick_fwd(variant, TARGETS[arch]) for arch in ("sm_100a", "sm_103a")}
+    assert shares["sm_100a"].polynomial_pairs_of(0) == (2, 6, 10, 14) == polynomial_pairs(0, 4, 4)
+    assert shares["sm_100a"].polynomial_pairs_of(3) == ()
+    assert shares["sm_103a"].polynomial_pairs_of(0) == ()
+
+
+def test_who_is_persistent():
+    """Equal tiles; unequal ones are given out by the hardware, the longest first."""
+    assert _pick(64).is_persistent and _pick(64).has_own_o
+    for feature in ("causal", "has_window_left", "has_window_right", "is_varlen"):
+        assert not _pick(64, **{feature: True}).is_persistent
+    assert _pick(192, 128).is_persistent and not _pick(192, 128).has_own_o
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dtype": "float32"}, "float16 or bfloat16"),
+        ({"head_dim": 60}, "multiple of 8"),
+        ({"num_q_tiles": 3}, "1 or 2"),
+        ({"tile_n": 72}, "multiple of 32"),
+        ({"stages": 2}, "at least 3"),
+        ({"polynomial_pairs": 17}, "0 to 16"),
+        ({"rescale_threshold": 16.0}, "0 to 15"),
+        ({"packed_group": 3}, "divisor of 128"),
+        ({"is_causal": True, "has_window_right": True}, "right window of 0"),
+        ({"tile_n": 224}, "2 S buffers · 224 + 2 Q tiles · 64 for O = 576 columns"),
+        (
+            {"stages": 20},
+            "2·(256·64 for Q and O + 20 stages · 128·64 for K or V) + 2488 for statistics and "
+            "mbarriers = 362936",
+        ),
+    ],
+)
+def test_illegal_plans_say_why(changes, words):
+    with pytest.raises(InvalidArgumentError) as error:
+        replace(LEGAL, **changes)
+    assert words in str(error.value)
+
+
+def test_unsupported_dtype_architecture_group_and_head_dim():
+    variant = KernelVariant("float16", 64, 64)
+    with pytest.raises(UnsupportedError, match="16-bit"):
+        pick_fwd(replace(variant, dtype="float8_e4m3fn"), BLACKWELL)
+    for arch in ("sm_90a", "sm_120a"):
+        with pytest.raises(UnsupportedError, match="tcgen05"):
+            pick_fwd(variant, TARGETS[arch])
+    with pytest.raises(UnsupportedError, match="divisor of 128"):
+        pick_fwd(replace(variant, packed_group=3), BLACKWELL)
+    with pytest.raises(UnsupportedError, match="up to 256"):
+        pick_fwd(replace(variant, head_dim=512), BLACKWELL)
