@@ -14,12 +14,22 @@ MASKS = {
     "full": {},
     "causal": {"causal": True},
     "window-softcap": {"window_size": (64, 64), "softcap": 15.0},
+    "varlen": {"varlen": True},
+    "varlen-window-packed": {
+        "varlen": True,
+        "seqused_q": True,
+        "seqused_k": True,
+        "window_size": (64, 64),
+        "packed_group": 8,
+    },
 }
 # Each row of the tile table once with few and once with many values alive beside the accumulators.
 GRID = [
     *((dim, dim, "full") for dim in (64, 128)),
     *((dim, dim, "causal") for dim in (96, 256)),
     *((dim, dim, "window-softcap") for dim in (64, 128, 192, 256)),
+    (128, 128, "varlen"),
+    *((dim, dim, "varlen-window-packed") for dim in (64, 256)),
 ]
 
 
@@ -63,6 +73,23 @@ def test_ptx_is_what_the_tiles_imply(head_dim, mask, bodies):
     assert ptx.count("setmaxnreg.dec") == ptx.count("setmaxnreg.inc") == 1
 
 
+@pytest.mark.parametrize(("mask", "dims"), [("varlen", 4), ("varlen-window-packed", 5)])
+def test_packed_sequences_and_heads_are_boxes_too(mask, dims):
+    """Tails and groups cost no instruction: as many copies as for dense tiles, of a dimension more
+    for Q and O if heads are packed, and no predicated loads. Lengths are all that threads load."""
+    ptx = _compile(128, 128, mask).ptx
+    loads = "cp.async.bulk.tensor.{}d.shared::cta.global"
+    keys = 2 * 4  # two panels; K and V of the first or last block, and of the loop
+    queries = 2 * 2  # two panels of two strips
+    if dims == 4:
+        assert ptx.count(loads.format(4)) == keys + queries
+    else:
+        assert (ptx.count(loads.format(4)), ptx.count(loads.format(5))) == (keys, queries)
+    assert ptx.count(f"cp.async.bulk.tensor.{dims}d.global.shared::cta") == 2
+    assert set(re.findall(r"ld\.global\S*", ptx)) == {"ld.global.b32"}
+    assert "cp.async.c" not in ptx
+
+
 def _events(sass: str) -> list[str]:
     """wgmma waits and exponentials of a kernel, in order."""
     names = {"gsb0, 0x1": "wait 1", "gsb0, 0x0": "wait 0", "MUFU.EX2": "ex2"}
@@ -81,6 +108,11 @@ def test_softmax_runs_while_pv_is_in_flight(head_dim, mask, bodies):
         pytest.skip(str(error))
     compiled = _compile(head_dim, head_dim, mask)
     events = _events(compiled.sass)
+    gemms = re.findall(r"HGMMA\S* .*", compiled.sass)
+    # One completion per product and one arrival per turn: a compiler that serialises wgmma, which
+    # it does without an error, makes one of each per instruction.
+    assert sum("gsb0" in line for line in gemms) == 2 * (1 + bodies)
+    assert compiled.sass.count("WARPGROUP.ARRIVE") == 2 + bodies
     starts = [i for i, event in enumerate(events) if event == "wait 1"]
     assert len(starts) == bodies
     for start in starts:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cute_fa.problem import AttentionProblem
+from cute_fa.reference.traffic import fa3_hbm_traffic
 from cute_fa.testing.inputs import index_coded_inputs, normal_inputs
 from cute_fa.varlen import Packing, VarlenProblem
 
@@ -22,6 +23,9 @@ def test_dense(fa3, sms):
     inputs = index_coded_inputs(BASE)
     launch = fa3.check(BASE, inputs, sms=sms)
     assert launch.grid == (min(sms, 12), 1, 1)
+    traffic = fa3_hbm_traffic(BASE, fa3.config(BASE))
+    assert launch.counters.global_bytes_read == traffic.read
+    assert launch.counters.global_bytes_written == traffic.written
 
 
 def test_both_schedules_give_the_same_bits(fa3):
