@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +94,9 @@ def test_requests_survive_the_trip_to_a_worker(tiny: KernelEntry) -> None:
 
 
 def test_what_cannot_travel_is_said(tiny: KernelEntry) -> None:
-    request = make_request("tiny", "fwd", arch="sm_80", dtype="half", head_dim=64, log=b"bytes")
-    with pytest.raises(InvalidTypeError):
-        to_json(request)
+    """A field of a kind that JSON has not, though the kernel's config may take it."""
+    request = make_request("tiny", "fwd", arch="sm_80", dtype="half", head_dim=64)
+    assert to_json(request)["overrides"] == {}
+    odd = SimpleNamespace(**{**vars(request), "overrides": {"log": b"bytes"}, "key": request.key})
+    with pytest.raises(InvalidTypeError, match=r"cannot be sent(.|\n)*jobs=1"):
+        to_json(odd)  # type: ignore[arg-type]
