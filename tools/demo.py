@@ -18,12 +18,17 @@ import cute_fa
 from cute_fa import sim
 from cute_fa.asm import sass
 from cute_fa.build import Compiled
+from cute_fa.build.compile import Request, compile_request
+from cute_fa.build.registry import find
 from cute_fa.errors import MissingToolError
+from cute_fa.ops.sources import packed_group
 from cute_fa.problem import AttentionProblem
 from cute_fa.ptx import parse
 from cute_fa.target import get_target
+from cute_fa.testing.cases import call_arguments
 from cute_fa.testing.compare import check_attention
 from cute_fa.testing.inputs import normal_inputs
+from cute_fa.varlen import Packing, VarlenProblem
 
 BASE = AttentionProblem(
     batch=1,
@@ -35,19 +40,23 @@ BASE = AttentionProblem(
     head_dim_v=64,
     dtype="bfloat16",
 )
-RUNS: tuple[tuple[str, str, str, AttentionProblem], ...] = (
+WIDE = replace(BASE, causal=True, head_dim=128, head_dim_v=128)
+LENGTHS = (300, 0, 77, 512)
+PACKED = VarlenProblem.of(
+    replace(WIDE, batch=len(LENGTHS), heads_q=4, heads_k=1), Packing.of_lengths(LENGTHS, LENGTHS)
+)
+RUNS: tuple[tuple[str, str, str, AttentionProblem | VarlenProblem], ...] = (
     ("full", "fa1", "sm_80", BASE),
     ("full", "fa2", "sm_80", BASE),
     ("causal", "fa1", "sm_80", replace(BASE, causal=True)),
     ("causal", "fa2", "sm_80", replace(BASE, causal=True)),
-    (
-        "causal D128 GQA",
-        "fa2",
-        "sm_80",
-        replace(BASE, causal=True, head_dim=128, head_dim_v=128, heads_q=4, heads_k=1),
-    ),
-    ("causal D128", "fa3", "sm_90a", replace(BASE, causal=True, head_dim=128, head_dim_v=128)),
-    ("window D128", "fa2", "sm_120a", replace(BASE, head_dim=128, head_dim_v=128, window_left=100)),
+    ("causal D128", "fa2", "sm_80", WIDE),
+    ("causal D128", "fa3", "sm_90a", WIDE),
+    ("causal D128", "fa4", "sm_100a", WIDE),
+    ("packed GQA", "fa2", "sm_80", PACKED),
+    ("packed GQA", "fa3", "sm_90a", PACKED),
+    ("packed GQA", "fa4", "sm_100a", PACKED),
+    ("window D128", "fa2", "sm_120a", replace(WIDE, causal=False, window_left=100)),
 )
 
 
@@ -101,33 +110,28 @@ def gpu_fits(arch: str) -> bool:
     return torch.cuda.get_device_capability() == get_target(arch).compute_capability
 
 
-def run_row(title: str, generation: str, arch: str, problem: AttentionProblem) -> Row:
+def run_row(
+    title: str, generation: str, arch: str, problem: AttentionProblem | VarlenProblem
+) -> Row:
     q, k, v, _ = normal_inputs(problem, seed=0)
-    compiled = cute_fa.compile(
-        generation,
-        "fwd",
-        arch=arch,
-        dtype=problem.dtype,
-        head_dim=problem.head_dim,
-        head_dim_v=problem.head_dim_v,
-        causal=problem.causal,
-        window_size=(problem.window_left, problem.window_right),
-    )
-    arguments = {
-        "causal": problem.causal,
-        "window_size": (problem.window_left, problem.window_right),
-        "return_lse": True,
-        "generation": generation,
-    }
+    arguments = call_arguments(problem)
+    is_packed = isinstance(problem, VarlenProblem)
+    function = cute_fa.flash_attn_varlen_func if is_packed else cute_fa.flash_attn_func
+    arguments |= {"return_lse": True, "generation": generation}
+    target = get_target(arch)
+    group = packed_group(problem, target, generation, None)
+    variant = replace(problem.variant, packed_group=group)
+    compiled = compile_request(Request(find(generation), variant, target))
     on_gpu = gpu_fits(arch)
     if on_gpu:
         tensors = [t.cuda() for t in (q, k, v)]
-        out, lse = (t.cpu() for t in cute_fa.flash_attn_func(*tensors, **arguments))
+        arguments = {n: x.cuda() if torch.is_tensor(x) else x for n, x in arguments.items()}
+        out, lse = (t.cpu() for t in function(*tensors, **arguments))
         counted = ("-", "-", "-", "-")
         hazards: Sequence[object] = ()
     else:
         with sim.Device(arch, strict=False) as device:
-            out, lse = cute_fa.flash_attn_func(q, k, v, **arguments)
+            out, lse = function(q, k, v, **arguments)
         launch = device.launches[-1]
         hazards = launch.hazards
         counters = launch.counters
@@ -137,7 +141,7 @@ def run_row(title: str, generation: str, arch: str, problem: AttentionProblem) -
             str(counters.exponentials),
             str(len(hazards)),
         )
-    report = check_attention(out, lse, q, k, v, problem)
+    report = check_attention(out, lse, q, k, v, problem, exp2_error=find(generation).exp2_error)
     resources = compiled.resources
     kernel = next(iter(parse(compiled.ptx).kernels.values()))
     cells = (

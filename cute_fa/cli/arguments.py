@@ -101,8 +101,18 @@ def add_simulation(parser: argparse.ArgumentParser) -> None:
 def add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-g", "--generation", default="auto", help="fa1, fa2, … (default auto)")
     parser.add_argument(
-        "-a", "--arch", help="architecture; default sm_80 on the simulator, the GPU's own on a GPU"
+        "-a",
+        "--arch",
+        help="architecture; default the generation's first on the simulator (sm_80 for auto), the "
+        "GPU's own on a GPU",
     )
+
+
+def default_arch(generation: str) -> str:
+    """The architecture for a generation if nobody names one, as the public functions have it."""
+    from cute_fa.ops.checks import DEFAULT_ARCH
+
+    return DEFAULT_ARCH.get(generation, DEFAULT_ARCH["auto"])
 
 
 def problem_of(args: argparse.Namespace) -> AttentionProblem | VarlenProblem:

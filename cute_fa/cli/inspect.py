@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-g", "--generation", default="auto", help="fa1, fa2, … or auto (default): the newest"
     )
-    parser.add_argument("-a", "--arch", default="sm_80", help="architecture (default sm_80)")
+    parser.add_argument(
+        "-a", "--arch", help="architecture; default the generation's first (sm_80 for auto)"
+    )
     parser.add_argument("-d", "--head-dim", type=int, default=128)
     parser.add_argument("--head-dim-v", type=int, help="of V, if it differs")
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16 (default) or float16")
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     spec = {
         "generation": args.generation,
-        "arch": args.arch,
+        "arch": args.arch or arguments.default_arch(args.generation),
         "dtype": args.dtype,
         "head_dim": args.head_dim,
         "head_dim_v": args.head_dim_v,

@@ -61,7 +61,9 @@ def settings_of(args: argparse.Namespace, backend: str = "sim") -> Settings:
     """How the arguments of ``add_generation`` and ``add_simulation`` ask for it to be run."""
     from cute_fa.target import get_target
 
-    arch = args.arch if args.arch is not None or backend == "cuda" else "sm_80"
+    arch = args.arch
+    if arch is None and backend == "sim":
+        arch = arguments.default_arch(args.generation)
     return Settings(
         generation=args.generation,
         arch=None if arch is None else get_target(arch).arch,

@@ -38,6 +38,17 @@ def test_run_prints_errors_bytes_and_counters(cute_fa) -> None:
         assert words in text
 
 
+def test_the_architecture_is_the_generations_own_unless_named(cute_fa) -> None:
+    sizes = ("-s", "20", "-H", "1", "-d", "64", "--json")
+    for generation, arch in (("fa3", "sm_90a"), ("auto", "sm_80")):
+        code, document = cute_fa("run", "-g", generation, *sizes)
+        assert code == 0 and document["runs"][0]["arch"] == arch
+    code, document = cute_fa("inspect", "-g", "fa3", "-d", "64", "--json")
+    assert code == 0 and "sm_90a" in str(document)
+    code, document = cute_fa("run", "-g", "fa9", *sizes)
+    assert code == 2 and document["error"]["what"] == "unknown generation"
+
+
 def test_run_at_random_gives_one_row_each(cute_fa, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
 
