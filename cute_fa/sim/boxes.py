@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -150,6 +151,51 @@ class Box:
                 (*self.strides, 1),
             )
             flags[...] = 1
+
+
+class Rows:
+    """Four rows of a two-dimensional tensor that one copy gathers or scatters (PTX ISA 5.5.3.4).
+
+    In shared memory they are one box of four rows; its interface is that of :class:`Box`.
+
+    Args:
+        column: innermost coordinate of all; rows: the other coordinate of each.
+
+    Raises:
+        InvalidArgumentError: the map's box is more than one row, or has more dimensions than two.
+    """
+
+    def __init__(self, tensor: TensorMap, column: int, rows: tuple[int, ...]) -> None:
+        if tensor.rank != 2 or tensor.box[1] != 1:
+            raise InvalidArgumentError(
+                "a copy of four rows needs a map of two dimensions whose box is one row",
+                got=f"{tensor.rank} dimensions, box {tensor.box}",
+            )
+        self._boxes = [Box(tensor, (column, row)) for row in rows]
+        self._present = [box for box in self._boxes if box.inside is not None]
+        self.tensor = replace(tensor, box=(tensor.box[0], len(rows)))
+        self.inside = self._present[0].inside if self._present else None
+        self.first = min((box.first for box in self._present), default=tensor.address)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(box.nbytes for box in self._boxes)
+
+    def sectors(self) -> int:
+        return sum(box.sectors() for box in self._present)
+
+    def locate(self, memory: GlobalMemory) -> tuple[Region | None, str | None]:
+        end = max(box.first + box.span() for box in self._present)
+        region = memory.resolve(self.first, end - self.first)
+        return region, None if region else memory.describe(self.first, end - self.first)
+
+    def read(self, region: Region | None) -> np.ndarray:
+        return np.concatenate([box.read(region) for box in self._boxes])
+
+    def write(self, region: Region, data: np.ndarray, operator: str | None = None) -> None:
+        for box, row in zip(self._boxes, np.split(data, len(self._boxes)), strict=True):
+            if box.inside is not None:
+                box.write(region, row, operator)
 
 
 def linear(address: int, nbytes: int, kind: str = "u8") -> Box:

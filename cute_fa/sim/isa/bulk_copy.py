@@ -17,7 +17,7 @@ from cute_fa import ptx
 from cute_fa.sim.addresses import RANK_SHIFT, SHARED_BASE, SHARED_OFFSET_MASK
 from cute_fa.sim.async_shadow import AsyncShadow, Issuer, report_warp
 from cute_fa.sim.async_tasks import AsyncTasks, Task
-from cute_fa.sim.boxes import Box, linear, reduce
+from cute_fa.sim.boxes import Box, Rows, linear, reduce
 from cute_fa.sim.bulk import BulkGroups, Target, land
 from cute_fa.sim.engines import bulk_row
 from cute_fa.sim.isa import Decoded, Mask, effect
@@ -115,7 +115,7 @@ class BulkInstruction(Decoded):
             return None
         return slot - int(wave.cta_rank[slot]) + rank, offset
 
-    def global_region(self, ctx: BlockContext, thread: Thread, box: Box) -> Region | None:
+    def global_region(self, ctx: BlockContext, thread: Thread, box: Box | Rows) -> Region | None:
         """The region of a box that is at least partly inside; reports if there is none."""
         region, fault = box.locate(ctx.wave.memory)
         slot, warp, _ = thread
@@ -169,7 +169,7 @@ class BulkInstruction(Decoded):
         return rank << RANK_SHIFT
 
     @staticmethod
-    def count(ctx: BlockContext, way: str, box: Box, shared: int) -> None:
+    def count(ctx: BlockContext, way: str, box: Box | Rows, shared: int) -> None:
         """Add a copy's bytes; ``way``: "read" from or "written" to global memory."""
         ctx.counters.add(f"global_bytes_{way}", box.nbytes)
         if box.nbytes:

@@ -16,7 +16,7 @@ from cute_fa import ptx
 from cute_fa.errors import InvalidArgumentError
 from cute_fa.sim.addresses import RANK_SHIFT
 from cute_fa.sim.async_shadow import Issuer, report_warp
-from cute_fa.sim.boxes import Box, map_at
+from cute_fa.sim.boxes import Box, Rows, map_at
 from cute_fa.sim.bulk import BulkGroups, Target, land
 from cute_fa.sim.isa import Mask, effect
 from cute_fa.sim.isa.bulk_copy import BulkInstruction, Thread
@@ -31,14 +31,23 @@ SHARED_ALIGNMENT = 128
 
 @effect("cp.async.bulk.tensor", "cp.reduce.async.bulk.tensor")
 class TensorCopy(BulkInstruction):
-    """``cp.async.bulk.tensor.Nd`` and ``cp.reduce.async.bulk.tensor.Nd`` in ``.tile`` mode."""
+    """``cp.async.bulk.tensor.Nd`` and ``cp.reduce.async.bulk.tensor.Nd`` in the ``.tile`` modes.
+
+    ``.tile::gather4`` loads and ``.tile::scatter4`` stores four rows of a matrix; their coordinates
+    are a column and four rows.
+    """
 
     counter_class = "tensor_copy"
-    allowed = frozenset(("tensor", "tile", "1d", "2d", "3d", "4d", "5d", "cta_group::2"))
+    allowed = frozenset(
+        (
+            *("tensor", "tile", "tile::gather4", "tile::scatter4", "cta_group::2"),
+            *("1d", "2d", "3d", "4d", "5d"),
+        )
+    )
 
     def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
         for part in instr.parts:
-            if part.startswith(("im2col", "tile::")):
+            if part.startswith("im2col"):
                 self.instr = instr
                 raise self.unsupported(f"mode .{part}")
         super().__init__(instr, kernel)
@@ -51,8 +60,16 @@ class TensorCopy(BulkInstruction):
         self.loads = self.source == "global"
         if self.pair and not (self.loads and self.signals):
             raise self.unsupported(".cta_group without an mbarrier")
+        self.rows = "tile::gather4" in instr.parts or "tile::scatter4" in instr.parts
+        if self.rows and (
+            self.rank != 2
+            or self.loads != ("tile::gather4" in instr.parts)
+            or self.operator is not None
+        ):
+            raise self.unsupported("a gather that does not load, or a scatter that does not store")
         tensor = self.operands[1 if self.loads else 0]
-        if not isinstance(tensor, ptx.TensorAddress) or len(tensor.coords) != self.rank:
+        wanted = 5 if self.rows else self.rank
+        if not isinstance(tensor, ptx.TensorAddress) or len(tensor.coords) != wanted:
             raise self.unsupported("coordinates")
         self.sources = self.operands
         self.source_dtypes = tuple(
@@ -102,13 +119,15 @@ class TensorCopy(BulkInstruction):
             return None
         return tensor
 
-    @staticmethod
     def _box(
-        ctx: BlockContext, thread: Thread, tensor: TensorMap, coordinates: tuple[int, ...]
-    ) -> Box | None:
+        self, ctx: BlockContext, thread: Thread, tensor: TensorMap, coordinates: tuple[int, ...]
+    ) -> Box | Rows | None:
         """The box at these coordinates, if it may be there."""
         try:
-            return Box(tensor, (tensor.first_byte(coordinates[0]), *coordinates[1:]))
+            first = tensor.first_byte(coordinates[0])
+            if self.rows:
+                return Rows(tensor, first, coordinates[1:])
+            return Box(tensor, (first, *coordinates[1:]))
         except InvalidArgumentError as error:
             report_warp(ctx, "bulk-operands", str(error), thread[0], thread[1])
             return None
@@ -117,7 +136,7 @@ class TensorCopy(BulkInstruction):
         self,
         ctx: BlockContext,
         thread: Thread,
-        box: Box,
+        box: Box | Rows,
         address: int,
         signal: int,
         ranks: int | None,
@@ -147,7 +166,7 @@ class TensorCopy(BulkInstruction):
         text = f"a copy to CTA {place} of the cluster signals an mbarrier of CTA {signal}"
         report_warp(ctx, "bulk-operands", text, thread[0], thread[1])
 
-    def _store(self, ctx: BlockContext, thread: Thread, box: Box, address: int) -> None:
+    def _store(self, ctx: BlockContext, thread: Thread, box: Box | Rows, address: int) -> None:
         nbytes = box.tensor.box_bytes
         if box.tensor.padded:
             text = f"elements of {box.tensor.kind} are only copied into shared memory"
@@ -168,7 +187,7 @@ class TensorCopy(BulkInstruction):
             unit.issue(ctx, thread, source, emit)
 
 
-def _fetch(box: Box, region: Region | None) -> np.ndarray:
+def _fetch(box: Box | Rows, region: Region | None) -> np.ndarray:
     """The bytes of a box as they lie in shared memory."""
     return expand(box.read(region), box.tensor.padded)
 
