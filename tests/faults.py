@@ -67,7 +67,7 @@ def every(step: int) -> Callable[[Fault], bool]:
 
     def choose(fault: Fault) -> bool:
         seen[fault.kind] += 1
-        return seen[fault.kind] % step == 1
+        return (seen[fault.kind] - 1) % step == 0
 
     return choose
 

@@ -208,6 +208,14 @@ _RULES = (
         optional=True,
         strict=True,
     ),
+    Rule(
+        "unsynchronised-lanes",
+        # A finding about the text: whether the store's lane is the arriving one is not known.
+        WARNING,
+        "an mbarrier arrival by some lanes for a warp that has stored without a warp barrier since",
+        optional=True,
+        strict=True,
+    ),
     Rule("cluster-launch", ERROR, "cluster launch control against the rules of PTX ISA 9.7.13.17"),
     Rule("tensor-descriptor", ERROR, "a tcgen05 descriptor or address that the ISA does not allow"),
     Rule(

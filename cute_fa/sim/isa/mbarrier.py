@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cute_fa import ptx
+from cute_fa.sim import hazards
+from cute_fa.sim.async_shadow import report_warp
 from cute_fa.sim.isa import Decoded, Mask, WaitReason, effect, register_names
 from cute_fa.sim.isa.proxy import ReleaseFences
 from cute_fa.sim.mbarriers import Mbarrier, Mbarriers, pending_of
 from cute_fa.sim.tensor_memory import TensorMemory
+from cute_fa.sim.warp_flow import unsynchronised_arrivals
 
 if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext
+
+LANE_RULE = "unsynchronised-lanes"
 
 Group = tuple[int, int, np.ndarray, int]  # w and c in the rectangle, lanes, address
 
@@ -175,9 +180,13 @@ class Arrive(_MbarrierInstruction):
         table: Mbarriers = ctx.subsystem(Mbarriers.name)
         w0, _, c0, _ = ctx.rect
         tokens = np.zeros(addresses.shape, np.uint64) if self.dests else None
+        checks = ctx.wave.options.checks
+        is_checked = not isinstance(checks, bool) and LANE_RULE in checks
         for bar, w, c, lanes in self.barriers(ctx, mask, addresses):
             slot, warp = c0 + c, w0 + w
             number = int(np.count_nonzero(lanes))
+            if is_checked:
+                self._check_lanes(ctx, slot, warp, number)
             if self.expects:
                 assert counts is not None
                 table.expect(ctx, bar, int(counts[w, c][lanes].astype(np.int64).sum()), slot, warp)
@@ -199,6 +208,16 @@ class Arrive(_MbarrierInstruction):
             if tokens is not None:
                 tokens[w, c, lanes] = token
         return () if tokens is None else (tokens,)
+
+    def _check_lanes(self, ctx: BlockContext, slot: int, warp: int, number: int) -> None:
+        """Some lanes arrive for the warp: what the others have stored has to be ordered before."""
+        store = unsynchronised_arrivals(self.kernel).get(self.instr.index)
+        if store is not None and number < np.count_nonzero(ctx.wave.alive[warp, slot]):
+            text = (
+                f"{number} lanes arrive for a warp whose lanes may have stored since they last met"
+            )
+            site = hazards.site(ctx.wave, self.kernel.body[store], "store", warp, slot)
+            report_warp(ctx, LANE_RULE, text, slot, warp, other=site)
 
 
 @effect("mbarrier.test_wait", "mbarrier.try_wait")
