@@ -47,6 +47,8 @@ FIRST = {
     "vector": "clusterlaunchcontrol.query_cancel.get_first_ctaid.v4.b32.b128 "
     "{%r10, %r12, %r13, _}, %q;",
     "x": "clusterlaunchcontrol.query_cancel.get_first_ctaid::x.b32.b128 %r10, %q;",
+    # as cuDNN frontend's programs do, which know where the bits are
+    "bits": "cvt.u32.u64 %r10, %rd2; and.b64 %rd4, %rd3, 1; setp.ne.u64 %p3, %rd4, 0;",
 }
 
 
