@@ -31,6 +31,18 @@ CASES = {
         AttentionProblem(1, 140, 290, 1, 1, 160, 72, "float16", softmax_scale=-0.1),
         AttentionProblem(1, 70, 330, 1, 1, 72, 200, "bfloat16", window_left=90, window_right=7),
     ],
+    # The same padding, to 32 columns. Two Q tiles, with and without places of O's own, then one.
+    "fa4": [
+        AttentionProblem(1, 130, 370, 1, 1, 96, 96, "bfloat16", window_left=90, window_right=7),
+        AttentionProblem(1, 129, 397, 2, 1, 128, 128, "float16", causal=True),
+        AttentionProblem(1, 40, 570, 1, 1, 128, 128, "bfloat16"),
+        AttentionProblem(1, 133, 300, 1, 1, 192, 128, "bfloat16", softcap=20.0),
+        AttentionProblem(1, 70, 267, 1, 1, 256, 256, "float16", causal=True, window_left=130),
+        AttentionProblem(1, 140, 210, 2, 1, 256, 256, "bfloat16"),
+        AttentionProblem(1, 50, 166, 1, 1, 8, 40, "float16", softmax_scale=-0.1),
+        AttentionProblem(1, 140, 290, 1, 1, 160, 72, "float16", causal=True),
+        AttentionProblem(1, 70, 330, 1, 1, 72, 200, "bfloat16", window_left=90, window_right=7),
+    ],
 }
 
 

@@ -24,12 +24,13 @@ def _each(table: dict[str, Iterable[Any]]) -> list[Any]:
     ]
 
 
-# FA2's tile is 128 × 64; FA3's 192 × 128, in strips of 64 rows.
+# FA2's tile is 128 × 64; FA3's 192 × 128, in strips of 64 rows; FA4's 256 × 128, in two Q tiles.
 # Without a mask only Sk matters: nothing, one key, a full block, one more, and more blocks than the
 # rings have slots (FA3: an even and an odd number); Sq leaves none, one or two strips without rows.
 LENGTHS = {
     "fa2": [(1, 1), (7, 0), (129, 64), (3, 65), (128, 257)],
     "fa3": [(1, 1), (7, 0), (193, 128), (65, 129), (130, 513), (64, 641)],
+    "fa4": [(1, 1), (7, 0), (257, 128), (129, 129), (130, 513), (64, 641)],
 }
 # A causal mask adds the diagonal: on a tile's corner, off it by one either way, entirely left of
 # the tile (Sq > Sk: whole row tiles without a key), far to the right, and a single query, as in
@@ -37,6 +38,7 @@ LENGTHS = {
 CAUSAL_LENGTHS = {
     "fa2": [(128, 128), (129, 128), (127, 191), (300, 5), (5, 0), (1, 200), (2, 1)],
     "fa3": [(192, 192), (193, 192), (191, 320), (600, 5), (5, 0), (1, 700), (2, 1), (400, 400)],
+    "fa4": [(256, 256), (257, 256), (127, 257), (600, 5), (5, 0), (1, 700), (2, 1), (400, 400)],
 }
 # Sq, Sk, left, right: windows narrower than a block, than a tile, of the diagonal only, wider than
 # the sequence (2³¹ − 1 must not overflow), and with rows that see no key at all on either side of
@@ -57,8 +59,15 @@ WINDOWS = {
         (400, 170, 10, 20),
         (460, 460, 128, 128),
     ],
+    "fa4": [
+        (270, 630, 0, 0),
+        (260, 270, 150, 3),
+        (230, 400, FAR, FAR),
+        (520, 170, 10, 20),
+        (400, 400, 128, 128),
+    ],
 }
-LEFT_WINDOWS = {"fa2": [(200, 330, 100)], "fa3": [(300, 730, 200)]}
+LEFT_WINDOWS = {"fa2": [(200, 330, 100)], "fa3": [(300, 730, 200)], "fa4": [(300, 730, 200)]}
 
 
 @pytest.mark.parametrize(("rung", "lengths"), _each(LENGTHS))

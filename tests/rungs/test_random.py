@@ -1,8 +1,8 @@
-"""Random problems, each under every way that copies and products may complete.
+"""Random problems for asynchronous kernels, under every way that copies and products may complete.
 
 Six seeds of each of seven kernels, which between them have both dtypes, every kind of mask, packed
-sequences, packed heads and both schedules: 42 problems, 126 runs, no hazard. One to four SMs let
-persistent CTAs go through several tiles.
+sequences, packed heads and both schedules: 42 problems, 126 runs on each rung, no hazard. One to
+four SMs let persistent CTAs go through several tiles.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import torch
 from cute_fa.problem import AttentionProblem
 from cute_fa.testing.inputs import normal_inputs
 from cute_fa.varlen import Packing, VarlenProblem
+from tests.rungs.bench import Bench
 
+RUNGS = {"fa3": 220, "fa4": 330}  # how long sequences are at most: longer than a tile
 SEEDS = range(6)
 
 
@@ -37,16 +39,18 @@ KERNELS: dict[str, tuple[AttentionProblem, bool, bool, int]] = {
 }
 
 
-def _draw(name: str, seed: int) -> tuple[AttentionProblem | VarlenProblem, int, dict[str, Any]]:
+def _draw(
+    name: str, seed: int, max_seqlen: int
+) -> tuple[AttentionProblem | VarlenProblem, int, dict[str, Any]]:
     """A problem, the SMs of the device, and what of the plan is not as picked."""
     base, is_varlen, is_used, group = KERNELS[name]
     rng = random.Random(f"{name} {seed}")
     heads_k = rng.choice((1, 2))
-    heads_q = heads_k * (group if group > 1 else rng.choice((1, 3)))
-    limit = 400 // group
+    heads_q = heads_k * (group if group > 1 else rng.choice((1, 1, 2)))
+    limit = max_seqlen // group
 
     def length() -> int:
-        return rng.choice((0, 1, rng.randint(2, 70), rng.randint(2, limit + 10)))
+        return rng.choice((0, 1, rng.randint(2, 40), rng.randint(2, limit + 10)))
 
     problem = replace(base, heads_q=heads_q, heads_k=heads_k)
     changes = {"packed_group": group} if group > 1 else {}
@@ -54,28 +58,34 @@ def _draw(name: str, seed: int) -> tuple[AttentionProblem | VarlenProblem, int, 
     if not is_varlen:
         lengths = {"seqlen_q": max(length(), 1), "seqlen_k": length() + rng.choice((0, 130))}
         return replace(problem, batch=rng.choice((1, 2)), **lengths), sms, changes
-    lengths_q = [length() for _ in range(rng.randint(1, 5))]
+    lengths_q = [length() for _ in range(rng.randint(1, 3))]
     lengths_k = [length() for _ in lengths_q]
     lengths_q[-1] += 1
     lengths_k[0] += 1
     used: tuple = (None, None)
     if is_used:
         used = tuple([rng.randint(0, n) for n in sizes] for sizes in (lengths_q, lengths_k))
+        used[0][-1] = lengths_q[-1]  # with no row to compute there is no launch
     return VarlenProblem.of(problem, Packing.of_lengths(lengths_q, lengths_k, *used)), sms, changes
+
+
+@pytest.fixture(params=RUNGS)
+def rung(request) -> Bench:
+    return request.getfixturevalue(request.param)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", KERNELS)
-def test_random_problem(fa3, name, seed):
+def test_random_problem(rung, name, seed):
     """Right by the error budget when all completes as late as it may, and the same bits whether it
     does at once or at random."""
-    problem, sms, changes = _draw(name, seed)
+    problem, sms, changes = _draw(name, seed, RUNGS[rung.generation])
     inputs = normal_inputs(problem, seed=seed)
     how = {"sms": sms, **changes}
-    fa3.check(problem, inputs, completion="late", seed=seed, **how)
+    rung.check(problem, inputs, completion="late", seed=seed, **how)
     results = []
     for completion in ("eager", "random"):
-        out, lse, launch = fa3.run(problem, inputs, completion=completion, seed=seed, **how)
+        out, lse, launch = rung.run(problem, inputs, completion=completion, seed=seed, **how)
         assert launch.hazards == []
         results.append((out.nan_to_num(nan=7.0), lse.nan_to_num(nan=7.0)))
     (out, lse), (other_out, other_lse) = results
