@@ -70,9 +70,7 @@ class Ours(_NoSession):
         return f"cute_fa-{self.generation}"
 
     def why_not(self, shape: Shape) -> str | None:
-        if self.generation == "fa1" and shape.is_varlen:
-            return "FA1 serves no packed sequences"
-        return None
+        return None  # its functions refuse what they do not serve, with the reason
 
     def bind(self, shape: Shape, inputs: BenchInputs) -> Call:
         p = shape.padded
