@@ -141,8 +141,8 @@ def test_head_dims(rung):
     rung.check(VarlenProblem.of(base, packing))
 
 
-# Three problems from seed 2027, one under each way that copies may complete; test_random.py has more
-# for the rungs with asynchronous products.
+# Three problems from seed 2027, one under each way that copies may complete; test_random.py has
+# more for the rungs with asynchronous products.
 RANDOM = random_problems(3, 2027, varlen=True, max_seqlen=140, head_dims=(64, 96, 128))
 
 
