@@ -109,21 +109,3 @@ class AliasFence(Decoded):
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
         return None
-
-
-@effect("fence.proxy.tensormap", "fence.proxy.tensormap::generic")
-class TensorMapFence(Decoded):
-    """Tensor maps that a kernel changes are not simulated; neither is the fence for them."""
-
-    def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
-        super().__init__(instr, kernel)
-        raise self.unsupported("tensor maps that the kernel itself changes")
-
-
-@effect("tensormap")
-class TensorMapInstruction(Decoded):
-    """``tensormap.replace`` and ``tensormap.cp_fenceproxy``: refused by name."""
-
-    def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
-        super().__init__(instr, kernel)
-        raise self.unsupported("tensor maps that the kernel itself changes")

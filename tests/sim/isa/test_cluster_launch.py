@@ -76,7 +76,7 @@ def runs(result: Result) -> np.ndarray:
 
 
 @pytest.mark.parametrize("completion", ["eager", "late", "random"])
-@pytest.mark.parametrize("first", ["x", "vector"])
+@pytest.mark.parametrize("first", sorted(FIRST))
 def test_every_cta_is_done_once(completion: str, first: str) -> None:
     result = persistent(23, first=first, completion=completion, seed=3)
     assert result.rules == []
