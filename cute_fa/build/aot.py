@@ -22,9 +22,9 @@ from cute_fa.build.bundle import Bundle
 from cute_fa.build.compiled import Compiled
 from cute_fa.build.host import HOST_NAME
 from cute_fa.build.parallel import Progress, compile_many
-from cute_fa.build.presets import LeftOut, Selected, select
+from cute_fa.build.presets import CANDIDATE, LeftOut, Selected, select
 from cute_fa.build.toolchain import link_shared, runtime_library, toolchain
-from cute_fa.errors import BundleError, UnsupportedError
+from cute_fa.errors import BundleError, CompileError, CuteFAError, UnsupportedError
 from cute_fa.target import get_target
 
 RUNTIME_FOLDER = "runtime"
@@ -82,14 +82,15 @@ def write_bundle(
             "no kernel serves what the presets ask for on these architectures",
             got=left_out[0].reason if left_out else None,
         )
-    kernels = compile_many([each.request for each in selected], jobs=jobs, progress=progress)
+    kernels, failed = _compile(selected, jobs, progress)
+    left_out += failed
     document: dict[str, Any] = {
         "cute_fa": cute_fa.__version__,
         "sources": keys.source_digest(("cute_fa",)),
         "toolchain": toolchain().key_parts(),
         "cuda": {
             "libraries": toolchain().flavour.removeprefix("cu"),
-            "code generator": _code_generator(kernels[0]),
+            "code generator": _code_generator(kernels[0][1]),
         },
         "archs": list(dict.fromkeys(get_target(arch).arch for arch in archs)),
         "presets": list(presets),
@@ -101,10 +102,7 @@ def write_bundle(
             (folder / RUNTIME_FOLDER).mkdir()
             shutil.copyfile(runtime_library(), folder / document["runtime"]["file"])
         (folder / KERNEL_FOLDER).mkdir()
-        document["kernels"] = [
-            _add_kernel(folder, each, kernel)
-            for each, kernel in zip(selected, kernels, strict=True)
-        ]
+        document["kernels"] = [_add_kernel(folder, each, kernel) for each, kernel in kernels]
         manifest.seal(folder, document)
         bundle = Bundle(folder)
         for kernel in bundle.kernels:
@@ -112,6 +110,30 @@ def write_bundle(
         if extend is not None:
             manifest.seal(folder, {**document, **extend(folder, bundle)})
     return Written(Bundle(output), left_out)
+
+
+def _compile(
+    selected: Sequence[Selected], jobs: int | None, progress: Progress | None
+) -> tuple[list[tuple[Selected, Compiled]], tuple[LeftOut, ...]]:
+    """The kernels, and the candidates that the compiler refuses: others may win without them.
+
+    Raises:
+        CuteFAError: a default kernel does not compile.
+    """
+    requests = [each.request for each in selected]
+    results = compile_many(requests, jobs=jobs, progress=progress, return_errors=True)
+    kernels, failed = [], []
+    for each, result in zip(selected, results, strict=True):
+        if not isinstance(result, CuteFAError):
+            kernels.append((each, result))
+        elif each.role == CANDIDATE:
+            what = f"{each.request.label} {dict(each.request.overrides)}"
+            failed.append(LeftOut(what, str(result)))
+        else:
+            raise result
+    if not kernels:
+        raise CompileError("no candidate compiles", got=failed[0].reason)
+    return kernels, tuple(failed)
 
 
 def _add_kernel(folder: Path, selected: Selected, kernel: Compiled) -> dict[str, Any]:

@@ -17,7 +17,13 @@ from cute_fa import sim
 from cute_fa.build import aot, bundle, manifest, presets
 from cute_fa.build.bundle import Bundle
 from cute_fa.build.compile import compile
-from cute_fa.errors import BundleError, InvalidArgumentError, MissingToolError, UnsupportedError
+from cute_fa.errors import (
+    BundleError,
+    CompileError,
+    InvalidArgumentError,
+    MissingToolError,
+    UnsupportedError,
+)
 from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import get_target
 
@@ -342,6 +348,24 @@ def test_bad_selections(tiny: Any, tmp_path: Path) -> None:
         with pytest.raises(InvalidArgumentError, match=what):
             aot.write_bundle(tmp_path / "bundle", archs=archs, presets=names)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_candidate_that_does_not_compile_is_left_out(
+    write: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def preset(*wishes: presets.Wish) -> None:
+        table = {"few": presets.Preset("", lambda: iter(wishes))}
+        monkeypatch.setattr(presets, "PRESETS", table)
+
+    bad = presets.Wish(D64, ("tiny",), {"fault": "raise"})
+    preset(presets.Wish(D64, ("tiny",)), bad)
+    made = write(archs=["sm_80"])
+    assert [kernel.role for kernel in made.kernels] == ["default"]
+    [left_out] = made.document["left_out"]
+    assert "'fault': 'raise'" in left_out["what"] and "broken" in left_out["reason"]
+    preset(bad)
+    with pytest.raises(CompileError, match=r"no candidate compiles(.|\n)*broken"):
+        write(archs=["sm_80"])
 
 
 def test_a_preset_that_nothing_serves(
