@@ -246,7 +246,11 @@ def _emit_unpack(e: Any, target: ptx.Vector, source: ptx.Operand) -> None:
         if not isinstance(item, ptx.Sink)
     ]
     for item, expr in parts:
-        e.dst(expr, f"u{size}", operand=item)
+        held = e.dtype_of(item)
+        if int(held[1]) > size:  # 8-bit registers are kept in 16 bits
+            e.dst(f"{expr}.astype({held})", held, operand=item)
+        else:
+            e.dst(expr, f"u{size}", operand=item)
 
 
 def _emit_pack(e: Any, target: ptx.Operand, source: ptx.Vector) -> None:

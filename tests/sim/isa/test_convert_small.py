@@ -182,3 +182,18 @@ def test_bf16_pairs_to_small_floats_agree_with_torch(name, dtype):
 def test_conversions_that_do_not_exist_are_refused(line):
     with pytest.raises(UnsupportedError, match="line"):
         evaluate(line, {}, {})
+
+
+def test_pairs_of_4_bit_floats_live_in_8_bit_registers():
+    a = np.array([0.0, 0.25, 0.75, -1.25, 2.5, -5.0, 100.0, -np.inf], np.float32)
+    body = """
+        { .reg .b8 b;
+        cvt.rn.satfinite.e2m1x2.f32 b, %a, %z; cvt.rn.f16x2.e2m1x2 %x, b;
+        cvt.rn.satfinite.e2m1x2.f16x2 b, %x; cvt.rn.relu.f16x2.e2m1x2 %y, b; }
+    """
+    inputs = {"a": ("b32", a), "z": ("b32", np.full(len(a), 1.5, np.float32))}
+    got = evaluate(body, inputs, {"x": "b32", "y": "b32"}, arch="sm_100a")
+    want = [0, 0, 1, -1, 2, -4, 6, -6]  # halfway cases go to the even code
+    assert [_half(word >> 16, "f16") for word in got["x"].tolist()] == want
+    assert [_half(word & 0xFFFF, "f16") for word in got["x"].tolist()] == [1.5] * len(a)
+    assert [_half(word >> 16, "f16") for word in got["y"].tolist()] == [max(x, 0) for x in want]

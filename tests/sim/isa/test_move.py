@@ -259,3 +259,19 @@ def test_cvta_is_the_identity(space):
     """
     out, _ = launch(body, block=(1, 1, 1), words=2)
     assert out[0].tolist() == [0x1234, 0]
+
+
+def test_bytes_of_words_in_8_bit_registers():
+    """As inline assembly does around conversions of pairs of 4-bit floats."""
+    words = np.array([0x04030201, 0xFF80007F, 0], np.uint32)
+    body = """
+        { .reg .b8 b0, b1, b2, b3; .reg .b16 low, high;
+        mov.b32 {b0, b1, b2, b3}, %a;
+        mov.b32 %x, {b3, b2, b1, b0};
+        mov.b16 low, {b0, b1}; mov.b16 {b2, b3}, low; mov.b16 high, {b3, b2};
+        mov.b32 %y, {high, low}; }
+    """
+    got = evaluate(body, {"a": ("b32", words)}, {"x": "b32", "y": "b32"})
+    assert got["x"].tolist() == words.byteswap().tolist()
+    low = words.astype(np.uint16)
+    assert got["y"].tolist() == (low.byteswap() | low.astype(np.uint32) << 16).tolist()
