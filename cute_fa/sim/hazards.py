@@ -210,9 +210,9 @@ _RULES = (
     ),
     Rule(
         "unsynchronised-lanes",
-        # A finding about the text: whether the store's lane is the arriving one is not known.
+        # A finding about the text: whether other lanes made the access is not known.
         WARNING,
-        "an mbarrier arrival by some lanes for a warp that has stored without a warp barrier since",
+        "an mbarrier arrival by some lanes of a warp without a warp barrier since its last access",
         optional=True,
         strict=True,
     ),

@@ -1,4 +1,4 @@
-"""One lane that signals for its warp: what the other lanes have stored has to be ordered."""
+"""One lane that signals for its warp: what the other lanes did has to be ordered."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_without_one_the_arrival_is_reported_if_asked_for():
     assert rules(store, "", frozenset([RULE])) == [RULE]
     assert rules(store, "", True) == []  # sound programs do it when the lane that stored arrives
     assert rules("", "", frozenset([RULE])) == []
-    assert rules("ld.shared.b32 %r5, [%r3+64];", "", frozenset([RULE])) == []
+    assert rules("ld.shared.b32 %r5, [%smem+128];", "", frozenset([RULE]))[-1:] == [RULE]
+    assert rules("ld.global.b32 %r5, [%in];", "", frozenset([RULE])) == []
 
 
 def test_elect_and_shuffles_order_no_memory():
@@ -58,7 +59,7 @@ def test_all_lanes_may_arrive_for_themselves():
 
 
 def test_stores_are_followed_through_branches():
-    """A store on one of two paths, or in an earlier round of a loop, reaches the arrival."""
+    """An access on one of two paths, or in an earlier round of a loop, reaches the arrival."""
     body = """
     LOOP:
     setp.eq.u32 %p1, %r3, 0;

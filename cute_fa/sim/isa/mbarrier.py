@@ -210,13 +210,11 @@ class Arrive(_MbarrierInstruction):
         return () if tokens is None else (tokens,)
 
     def _check_lanes(self, ctx: BlockContext, slot: int, warp: int, number: int) -> None:
-        """Some lanes arrive for the warp: what the others have stored has to be ordered before."""
-        store = unsynchronised_arrivals(self.kernel).get(self.instr.index)
-        if store is not None and number < np.count_nonzero(ctx.wave.alive[warp, slot]):
-            text = (
-                f"{number} lanes arrive for a warp whose lanes may have stored since they last met"
-            )
-            site = hazards.site(ctx.wave, self.kernel.body[store], "store", warp, slot)
+        """Some lanes arrive for the warp: what the others have done has to be ordered before."""
+        access = unsynchronised_arrivals(self.kernel).get(self.instr.index)
+        if access is not None and number < np.count_nonzero(ctx.wave.alive[warp, slot]):
+            text = f"{number} lanes arrive for a warp whose lanes have not met since an access"
+            site = hazards.site(ctx.wave, self.kernel.body[access], "access", warp, slot)
             report_warp(ctx, LANE_RULE, text, slot, warp, other=site)
 
 
