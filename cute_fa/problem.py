@@ -15,11 +15,10 @@ from numbers import Integral, Real
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
-KERNEL_DTYPES = ("float16", "bfloat16")
-"""What some kernel of this version takes; the costs of the others can still be counted."""
+KERNEL_DTYPES = ("float16", "bfloat16", "float8_e4m3fn")
+"""What some kernel of this version takes."""
 
 MAX_HEAD_DIM = 256
-HEAD_DIM_MULTIPLE = 8
 
 
 # Kernels work on scores in fp32, in units of log2(e): a number must survive both conversions.
@@ -36,6 +35,7 @@ class KernelVariant:
     is never set together with ``causal``). ``is_varlen`` kernels take packed sequences
     (``cute_fa.varlen``), and with ``has_seqused_q``, ``has_seqused_k`` only the first rows of each.
     ``packed_group`` query heads of a K/V head share a row tile, each query row becoming that many.
+    ``has_block_descales``: every 128 rows of FP8 inputs have a descale of their own, not each head.
     """
 
     dtype: str
@@ -49,6 +49,17 @@ class KernelVariant:
     has_seqused_q: bool = False
     has_seqused_k: bool = False
     packed_group: int = 1
+    has_block_descales: bool = False
+
+
+def head_dim_multiple(dtype: str) -> int:
+    """What head dims are multiples of: rows are made of chunks of 16 bytes."""
+    return 16 // DTYPE_BYTES[dtype]
+
+
+def out_dtype(dtype: str) -> str:
+    """What attention gives on inputs of ``dtype``: FP8 inputs make bfloat16 outputs."""
+    return "bfloat16" if DTYPE_BYTES[dtype] == 1 else dtype
 
 
 def check_integer(name: str, value: object) -> int:
@@ -213,24 +224,25 @@ class AttentionProblem:
                 got=self.dtype,
                 expected=" or ".join(KERNEL_DTYPES),
             )
+        multiple = head_dim_multiple(self.dtype)
         for name in ("head_dim", "head_dim_v"):
             value = getattr(self, name)
             if value > MAX_HEAD_DIM:
                 raise InvalidArgumentError(
                     f"{name} is larger than any kernel serves",
                     got=value,
-                    expected=f"a multiple of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}",
+                    expected=f"a multiple of {multiple} up to {MAX_HEAD_DIM}",
                     fix="use cute_fa.reference.dense.attention, which takes any head dim",
                 )
-            if value % HEAD_DIM_MULTIPLE:
-                padded = -(-value // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
+            if value % multiple:
+                padded = -(-value // multiple) * multiple
                 fix = f"pad the last dimension with zeros to {padded}"
                 if name == "head_dim":
                     fix += f" and pass softmax_scale={value}**-0.5"
                 raise InvalidArgumentError(
-                    f"{name} is not a multiple of {HEAD_DIM_MULTIPLE}",
+                    f"{name} is not a multiple of {multiple}",
                     got=value,
-                    expected=f"a multiple of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}",
+                    expected=f"a multiple of {multiple} up to {MAX_HEAD_DIM}",
                     fix=fix,
                 )
 

@@ -1,13 +1,13 @@
-"""Rings of shared-memory tiles between a TMA producer and consumer warps, on mbarriers.
+"""Rings of shared-memory tiles between a producer and consumer warps, on mbarriers.
 
-A ring slot has two mbarriers: ``full`` completes when the bytes of its tile have landed, ``empty``
-when every consumer warp is done with it. Producer and consumers walk through the same uses 0, 1,
-2, …; use n lives in slot n % stages and is the (n // stages)-th use of that slot, whose parity is
-what a wait compares with (PTX ISA, mbarrier.try_wait.parity). So nobody carries a state: a role
-names the use.
+A ring slot has two mbarriers: ``full`` completes when its tile is there, ``empty`` when every
+consumer warp is done with it. Producer and consumers walk through the same uses 0, 1, 2, …; use n
+lives in slot n % stages and is the (n // stages)-th use of that slot, whose parity is what a wait
+compares with (PTX ISA, mbarrier.try_wait.parity). So nobody carries a state: a role names the use.
 
-    producer   acquire(n) → TMA copies that signal full(n)
-    consumer   wait(n) → read the tile → release(n)
+    by TMA     producer   acquire(n) → TMA copies that signal full(n)
+    by warps   producer   acquire(n) → write the tile → commit(n)
+    of both    consumer   wait(n) → read the tile → release(n)
 """
 
 from __future__ import annotations
@@ -21,26 +21,24 @@ from cute_fa.errors import InvalidArgumentError
 
 
 @dataclass(frozen=True)
-class TmaPipe:
-    """One ring.
+class Ring:
+    """What consumers know of a ring.
 
     Attributes:
         name: the tensor that it carries, for messages.
         mbarriers: ``full`` of every slot, then ``empty`` of every slot.
         stages: slots.
-        tile_bytes: what TMA writes per use, columns and rows outside the tensor included.
         consumer_warps: warps that release each use; 0 if slots are never used again, which leaves
-            the pipe without ``empty`` barriers.
+            the ring without ``empty`` barriers.
     """
 
     name: cutlass.Constexpr
     mbarriers: cute.Pointer
     stages: cutlass.Constexpr
-    tile_bytes: cutlass.Constexpr
     consumer_warps: cutlass.Constexpr
 
     def full(self, n) -> cute.Pointer:
-        """The mbarrier that the TMA copies of use ``n`` signal."""
+        """The mbarrier that says that the tile of use ``n`` is there."""
         return self.mbarriers + self.slot(n)
 
     def slot(self, n):
@@ -61,31 +59,23 @@ class TmaPipe:
         """The mbarrier that says that the slot of use ``n`` is free again."""
         return self.mbarriers + self.stages + self.slot(n)
 
-    def initialise(self) -> None:
-        """Set the arrive counts; by one thread, before any other touches the pipe."""
+    def _initialise(self, producer_arrivals: int) -> None:
         for slot in range(self.stages):
-            cute.arch.mbarrier_init(self.mbarriers + slot, 1)
+            cute.arch.mbarrier_init(self.mbarriers + slot, producer_arrivals)
             if self.consumer_warps > 0:
                 cute.arch.mbarrier_init(self.mbarriers + self.stages + slot, self.consumer_warps)
 
-    @cute.jit
-    def acquire(self, n, tile_bytes: cutlass.Constexpr = None):
-        """Producer warp: wait until the slot of use ``n`` is free, then announce its bytes.
-
-        Args:
-            tile_bytes: of this use, in a ring whose slots hold tiles of two sizes.
+    def _await_empty(self, n) -> None:
+        """Until the slot of use ``n`` is free.
 
         The wait is for the phase *before* the slot's first use when n < stages, and a fresh
         mbarrier counts that one as complete: the first uses pass at once.
         """
-        if cutlass.const_expr(self.consumer_warps > 0):
+        if self.consumer_warps > 0:
             cute.arch.mbarrier_wait(self.empty(n), self._parity(n) ^ 1)
-        announced = self.tile_bytes if tile_bytes is None else tile_bytes
-        with cute.arch.elect_one():
-            cute.arch.mbarrier_arrive_and_expect_tx(self.full(n), announced)
 
     def wait(self, n) -> None:
-        """Consumer: wait until the tile of use ``n`` has landed."""
+        """Consumer: wait until the tile of use ``n`` is there."""
         cute.arch.mbarrier_wait(self.full(n), self._parity(n))
 
     @cute.jit
@@ -95,8 +85,63 @@ class TmaPipe:
             cute.arch.mbarrier_arrive(self.empty(n))
 
 
+@dataclass(frozen=True)
+class TmaPipe(Ring):
+    """A ring that TMA fills.
+
+    Attributes:
+        tile_bytes: what TMA writes per use, columns and rows outside the tensor included.
+    """
+
+    tile_bytes: cutlass.Constexpr
+
+    def initialise(self) -> None:
+        """Set the arrive counts; by one thread, before any other touches the pipe."""
+        self._initialise(1)
+
+    @cute.jit
+    def acquire(self, n, tile_bytes: cutlass.Constexpr = None):
+        """Producer warp: wait until the slot of use ``n`` is free, then announce its bytes.
+
+        Args:
+            tile_bytes: of this use, in a ring whose slots hold tiles of two sizes.
+        """
+        self._await_empty(n)
+        announced = self.tile_bytes if tile_bytes is None else tile_bytes
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_arrive_and_expect_tx(self.full(n), announced)
+
+
+@dataclass(frozen=True)
+class WarpPipe(Ring):
+    """A ring that warps write by themselves, for readers of the async proxy: wgmma, TMA.
+
+    Attributes:
+        producer_warps: warps that write a part of each tile.
+    """
+
+    producer_warps: cutlass.Constexpr
+
+    def initialise(self) -> None:
+        """Set the arrive counts; by one thread, before any other touches the pipe."""
+        self._initialise(self.producer_warps)
+
+    def acquire(self, n) -> None:
+        """Producer warp: wait until the slot of use ``n`` is free."""
+        self._await_empty(n)
+
+    @cute.jit
+    def commit(self, n):
+        """Producer warp: its part of the tile of use ``n`` is written."""
+        # Each thread's own writes become visible to the async proxy, then one speaks for all.
+        cute.arch.fence_view_async_shared()
+        cute.arch.sync_warp()
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_arrive(self.full(n))
+
+
 def num_mbarriers(stages: int, consumer_warps: int) -> int:
-    """mbarriers that a ``TmaPipe`` needs."""
+    """mbarriers that a ``Ring`` needs."""
     return stages * (2 if consumer_warps > 0 else 1)
 
 
@@ -118,4 +163,4 @@ def tma_pipe(
             expected=f"{rows} rows · {columns} columns · {sX.element_type.width // 8} bytes = "
             f"{written}",
         )
-    return TmaPipe(name, mbarriers, stages, tile_bytes, consumer_warps)
+    return TmaPipe(name, mbarriers, stages, consumer_warps, tile_bytes)

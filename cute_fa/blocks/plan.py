@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from cute_fa.errors import InvalidArgumentError, UnsupportedError
-from cute_fa.problem import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, AttentionProblem, KernelVariant
+from cute_fa.problem import MAX_HEAD_DIM, AttentionProblem, KernelVariant, head_dim_multiple
 from cute_fa.varlen import VarlenProblem
 
 Require = Callable[..., None]
@@ -60,13 +60,14 @@ def check_plan(plan: ForwardPlan, require: Require, dtypes: Collection[str]) -> 
             features that contradict each other.
     """
     require(plan.dtype in dtypes, "dtype", plan.dtype, " or ".join(dtypes))
+    multiple = head_dim_multiple(plan.dtype)
     for name in ("head_dim", "head_dim_v"):
         value = getattr(plan, name)
         require(
-            0 < value <= MAX_HEAD_DIM and value % HEAD_DIM_MULTIPLE == 0,
+            0 < value <= MAX_HEAD_DIM and value % multiple == 0,
             name,
             value,
-            f"a multiple of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}",
+            f"a multiple of {multiple} up to {MAX_HEAD_DIM}",
         )
     require(
         not (plan.is_causal and plan.has_window_right),
@@ -112,6 +113,10 @@ def check_served(
             f"{rung} does not take packed sequences in this version",
             got="a varlen call",
             expected="dense tensors (B, S, H, D)",
+        )
+    if variant.has_block_descales and variant.dtype != "float8_e4m3fn":
+        raise UnsupportedError(
+            "16-bit inputs have no descales", got="block_descales", expected="float8_e4m3fn"
         )
     if variant.packed_group != 1 and not has_packed_groups:
         raise UnsupportedError(

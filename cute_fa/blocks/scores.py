@@ -17,14 +17,16 @@ a scale of 0: every score below 2¹⁰⁰ is then less than 2⁻²⁶, as good a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cutlass
 from cutlass import cute
 
 from cute_fa.blocks.math import LOG2_E, tanh_from_exp2
 
-SIGN_BITS_16X2 = 0x80008000
+SIGN_BITS = {8: 0x80808080, 16: 0x80008000}
+"""The sign bits in a word of elements of so many bits."""
+
 NEARLY_ZERO = 2.0**-126
 """The smallest normal fp32 number."""
 
@@ -42,6 +44,12 @@ class ScoreScale:
     scale: cutlass.Float32
     scale_log2: cutlass.Float32
     cap_factor: cutlass.Float32 | None
+
+    def times(self, factor: cutlass.Float32) -> ScoreScale:
+        """For raw scores that are too small by a positive ``factor``."""
+        if self.cap_factor is not None:
+            return replace(self, cap_factor=self.cap_factor * factor)
+        return replace(self, scale_log2=self.scale_log2 * factor)
 
 
 def score_scale(
@@ -65,15 +73,16 @@ def score_scale(
 
 
 @cute.jit
-def fold_scale_sign(tQsQ: cute.Tensor, scores: ScoreScale):
+def fold_scale_sign(tQsQ: cute.Tensor, scores: ScoreScale, element_bits: cutlass.Constexpr = 16):
     """Negate (scale < 0) or clear (scale = 0) this thread's own chunks of Q in shared memory.
 
     For variants without softcap. Call it between the thread's cp.async wait and the barrier that
-    publishes Q. ``tQsQ`` is the destination partition of Q's copy, (CPY, CPY_M, CPY_K).
+    publishes Q. ``tQsQ`` is the destination partition of Q's copy, (CPY, CPY_M, CPY_K), of elements
+    or of pairs of bytes.
     """
     if scores.scale <= 0.0:
         keep = cutlass.select_(scores.scale == 0.0, cutlass.Int32(0), cutlass.Int32(-1))
-        flip = keep & cutlass.Int32(SIGN_BITS_16X2 - (1 << 32))
+        flip = keep & cutlass.Int32(SIGN_BITS[element_bits] - (1 << 32))
         words_smem = cute.recast_tensor(tQsQ, cutlass.Int32)  # (CPY / 2, CPY_M, CPY_K)
         words = cute.make_rmem_tensor_like(words_smem)
         cute.autovec_copy(words_smem, words)

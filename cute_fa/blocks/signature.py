@@ -11,7 +11,8 @@ stride, alignment) on each call.
              cu_seqlens_q  cu_seqlens_k  seqused_q | None  seqused_k | None  max_seqlen_q
 
 The stream comes from TVM-FFI's environment and is not passed. A kernel's ``__call__`` takes what
-follows it as ``*lengths``, for ``blocks.seqlen.sequences``.
+follows it as ``*lengths``, for ``blocks.seqlen.sequences``. Of e4m3 inputs the output is bfloat16,
+and their descales, q, k, v (B, Hk, blocks) fp32 with any strides, stand before the lengths.
 """
 
 from __future__ import annotations
@@ -23,8 +24,13 @@ from cutlass import cute
 from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream, make_fake_tensor
 
 from cute_fa.blocks.tiles import CHUNK_BYTES
+from cute_fa.problem import out_dtype
 
-DTYPES = {"float16": cutlass.Float16, "bfloat16": cutlass.BFloat16}
+DTYPES = {
+    "float16": cutlass.Float16,
+    "bfloat16": cutlass.BFloat16,
+    "float8_e4m3fn": cutlass.Float8E4M3FN,
+}
 
 
 class ForwardConfig(Protocol):
@@ -60,14 +66,14 @@ def fake_forward_arguments(
     "Sq". The lengths are int32: cu_seqlens (B + 1,) and seqused (B,) contiguous, max_seqlen_q.
     """
     element = DTYPES[config.dtype]
-    chunk = 8 * CHUNK_BYTES // element.width
     batch, seqlen_q, seqlen_k, heads_q, heads_k = (cute.sym_int() for _ in range(5))
     outer = () if config.is_varlen else (batch,)
 
-    def strided(*shape):
+    def strided(*shape, dtype=element):
         shape = (*outer, *shape)
+        chunk = 8 * CHUNK_BYTES // dtype.width
         strides = tuple(cute.sym_int64(divisibility=chunk) for _ in shape[:-1])
-        return make_fake_tensor(element, shape, (*strides, 1), assumed_align=CHUNK_BYTES)
+        return make_fake_tensor(dtype, shape, (*strides, 1), assumed_align=CHUNK_BYTES)
 
     def contiguous(*shape, dtype=cutlass.Float32):
         order = tuple(reversed(range(len(shape))))
@@ -92,11 +98,22 @@ def fake_forward_arguments(
             used_k,
             cutlass.Int32(0),
         )
+    descales: tuple = ()
+    if element.width == 8:
+        descales = tuple(
+            make_fake_tensor(
+                cutlass.Float32,
+                (batch, heads_k, cute.sym_int()),
+                tuple(cute.sym_int64() for _ in range(3)),
+                assumed_align=4,
+            )
+            for _ in range(3)
+        )
     return (
         strided(seqlen_q, heads_q, config.head_dim),
         strided(seqlen_k, heads_k, config.head_dim),
         strided(seqlen_k, heads_k, config.head_dim_v),
-        strided(seqlen_q, heads_q, config.head_dim_v),
+        strided(seqlen_q, heads_q, config.head_dim_v, dtype=DTYPES[out_dtype(config.dtype)]),
         contiguous(*outer, heads_q, seqlen_q),
         *extra,
         cutlass.Float32(1.0),
@@ -104,5 +121,6 @@ def fake_forward_arguments(
         cutlass.Int32(0),
         cutlass.Int32(0),
         make_fake_stream(use_tvm_ffi_env_stream=True),
+        *descales,
         *lengths,
     )

@@ -52,6 +52,27 @@ def finite_anchor(max_log2: cutlass.Float32) -> cutlass.Float32:
 
 
 @dataclass(frozen=True)
+class BlockWeight:
+    """A positive weight w of all values of one block of keys: O = Σ w P V, but l = Σ P.
+
+    P becomes w P by a sum of exponents, so that the running maximum is of weighted exponentials and
+    bounds w P; l takes the weight out again, block by block.
+
+    Attributes:
+        log2, inverse: log2(w) and 1 / w.
+    """
+
+    log2: cutlass.Float32
+    inverse: cutlass.Float32
+
+    @staticmethod
+    def of(weight: cutlass.Float32) -> BlockWeight:
+        log2 = cute.math.log2(weight, fastmath=True)
+        # Of the logarithm as rounded, so that the two cancel.
+        return BlockWeight(log2, exp2(-log2))
+
+
+@dataclass(frozen=True)
 class OnlineSoftmax:
     """Running row statistics of a tile whose rows are spread over quads.
 
@@ -59,20 +80,22 @@ class OnlineSoftmax:
         max_log2: (rows,) running maximum · scale_log2; the same in all four threads of a quad.
         sum_exp: (rows,) running sum of this thread's own columns; reduced over the quad at the end.
         scale_log2: positive factor from scores to log2 units.
+        p_exponent: P and the sum are 2^p_exponent times as large as their formulas say.
     """
 
     max_log2: cute.Tensor
     sum_exp: cute.Tensor
     scale_log2: cutlass.Float32
+    p_exponent: cutlass.Constexpr = 0.0
 
     @staticmethod
-    def start(rows: int, scale_log2: cutlass.Float32) -> OnlineSoftmax:
+    def start(rows: int, scale_log2: cutlass.Float32, p_exponent: float = 0.0) -> OnlineSoftmax:
         """Statistics of ``rows`` rows that have seen no key yet."""
         max_log2 = cute.make_rmem_tensor(rows, cutlass.Float32)
         sum_exp = cute.make_rmem_tensor(rows, cutlass.Float32)
         max_log2.fill(NEG_INF)
         sum_exp.fill(0.0)
-        return OnlineSoftmax(max_log2, sum_exp, scale_log2)
+        return OnlineSoftmax(max_log2, sum_exp, scale_log2, p_exponent)
 
     @cute.jit
     def update(self, acc_S: cute.Tensor, acc_O: cute.Tensor, is_masked: cutlass.Constexpr):
@@ -95,35 +118,64 @@ class OnlineSoftmax:
             self.sum_exp[r] = self.sum_exp[r] * rescale + row_sum(scores, r)
 
     @cute.jit
-    def absorb(self, acc_S: cute.Tensor, is_masked: cutlass.Constexpr) -> cute.Tensor:
+    def absorb(
+        self,
+        acc_S: cute.Tensor,
+        is_masked: cutlass.Constexpr,
+        scale_log2: cutlass.Float32 | None = None,
+        weight: BlockWeight | None = None,
+    ) -> cute.Tensor:
         """As ``update``, but leaves O alone: returns exp(old max − new max), (rows,).
 
         For kernels that rescale O later, because a product is still being added to it.
+
+        Args:
+            scale_log2: of this tile, if it is not that of all.
+            weight: of this tile's values; P is to have it, the sum is not.
         """
         scores = rows_by_columns(acc_S)
+        scale = self.scale_log2 if cutlass.const_expr(scale_log2 is None) else scale_log2
+        more = 0.0 if cutlass.const_expr(weight is None) else weight.log2
+        raised = more
+        if cutlass.const_expr(self.p_exponent != 0.0):
+            raised = more + self.p_exponent
         rescale = cute.make_rmem_tensor_like(self.max_log2)
         for r in cutlass.range_constexpr(cute.size(scores, mode=[0])):
             old_max = self.max_log2[r]
-            new_max = cute.arch.fmax(old_max, quad_max(row_max(scores, r)) * self.scale_log2)
+            tile_max = quad_max(row_max(scores, r)) * scale
+            if cutlass.const_expr(weight is not None):
+                tile_max = tile_max + more
+            new_max = cute.arch.fmax(old_max, tile_max)
             anchor = new_max
             if cutlass.const_expr(is_masked):
                 anchor = finite_anchor(new_max)
             rescale[r] = exp2(old_max - anchor)
-            scores[r, None].store(exp2(fma(scores[r, None].load(), self.scale_log2, -anchor)))
+            addend = -anchor
+            if cutlass.const_expr(weight is not None or self.p_exponent != 0.0):
+                addend = raised - anchor
+            scores[r, None].store(exp2(fma(scores[r, None].load(), scale, addend)))
             self.max_log2[r] = new_max
-            self.sum_exp[r] = self.sum_exp[r] * rescale[r] + row_sum(scores, r)
+            tile_sum = row_sum(scores, r)
+            if cutlass.const_expr(weight is not None):
+                tile_sum = tile_sum * weight.inverse
+            self.sum_exp[r] = self.sum_exp[r] * rescale[r] + tile_sum
         return rescale
 
     @cute.jit
-    def finish(self, acc_O: cute.Tensor) -> cute.Tensor:
-        """O ← O / sum in place; returns the natural-log LSE (rows,), −inf for rows without keys."""
+    def finish(self, acc_O: cute.Tensor, factor: cutlass.Float32 | None = None) -> cute.Tensor:
+        """O ← O · factor / sum in place; returns the natural-log LSE (rows,), −inf for rows without
+        keys."""
         out = rows_by_columns(acc_O)
         lse = cute.make_rmem_tensor_like(self.max_log2)
         for r in cutlass.range_constexpr(cute.size(self.sum_exp)):
             total = quad_sum(self.sum_exp[r])
             is_empty = total == 0.0
             inverse = cute.arch.rcp_approx(cutlass.select_(is_empty, cutlass.Float32(1.0), total))
+            if cutlass.const_expr(factor is not None):
+                inverse = inverse * factor
             out[r, None].store(out[r, None].load() * inverse)
             log_sum = self.max_log2[r] + cute.math.log2(total, fastmath=True)
+            if cutlass.const_expr(self.p_exponent != 0.0):
+                log_sum = log_sum - self.p_exponent
             lse[r] = cutlass.select_(is_empty, cutlass.Float32(NEG_INF), log_sum * LN_2)
         return lse

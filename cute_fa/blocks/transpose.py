@@ -17,9 +17,14 @@ elements that it has to hold of P as an A operand (PTX ISA, register fragments o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cutlass
 from cutlass import cute
 from cutlass.cute.nvgpu import warp
+
+from cute_fa.blocks.copies import swizzled_address
+from cute_fa.blocks.tiles import CHUNK_BYTES, panel_columns
 
 KEY_BLOCK = 32
 DIM_BLOCK = 16
@@ -44,7 +49,9 @@ def transpose_bytes(
     """sVt[d, k] ← sV[key_order[k], d], by warp ``part`` of ``parts``; Dv / 16 a multiple of parts.
 
     A step takes 32 keys × 16 dims: one ldmatrix.x4 transposes pairs, prmt parts the two bytes of
-    each, one stmatrix.x4 writes rows of 16 keys.
+    each, one stmatrix.x4 writes rows of 16 keys. All rows of a lane are a multiple of the swizzle's
+    period apart, so its addresses are the first one, XORed with a chunk's place in its panel and
+    moved by a constant (as in ``blocks.gemm``).
     """
     lane = cute.arch.lane_idx()
     matrix, row = lane // MATRIX_ROWS, lane % MATRIX_ROWS
@@ -64,23 +71,52 @@ def transpose_bytes(
         warp.StMatrix8x8x16bOp(transpose=False, num_matrices=4), sV.element_type
     )
     num_keys, num_pairs = cute.size(sV, mode=[0]), cute.size(sV, mode=[1])
+    source = _Chunks.of(sV, lane, part)
+    target = _Chunks.of(sVt, DIM_BLOCK * part + dim, matrix // 2)
     loaded = cute.make_rmem_tensor(MATRIX_PAIRS, sV.element_type)
     turned = cute.make_rmem_tensor(MATRIX_PAIRS, sV.element_type)
-    for step in cutlass.range_constexpr(2 * num_pairs // DIM_BLOCK // parts):
-        dim_block = step * parts + part
+    for dim_block in cutlass.range_constexpr(0, 2 * num_pairs // DIM_BLOCK, parts):
         for key_block in cutlass.range_constexpr(num_keys // KEY_BLOCK):
-            cute.copy(load, _row(sV, KEY_BLOCK * key_block + lane, dim_block), loaded)
+            cute.copy(load, source.moved(KEY_BLOCK * key_block, dim_block), loaded)
             words = cute.recast_tensor(loaded, cutlass.Int32)
             out = cute.recast_tensor(turned, cutlass.Int32)
             for half in cutlass.range_constexpr(2):
                 low, high = words[2 * half], words[2 * half + 1]
                 out[2 * half] = cutlass.Int32(cute.arch.prmt(low, high, selector))
                 out[2 * half + 1] = cutlass.Int32(cute.arch.prmt(low, high, other))
-            chunk = 2 * key_block + matrix // 2
-            cute.copy(store, turned, _row(sVt, DIM_BLOCK * dim_block + dim, chunk))
+            cute.copy(store, turned, target.moved(DIM_BLOCK * dim_block, 2 * key_block))
 
 
-def _row(tile: cute.Tensor, row, chunk) -> cute.Tensor:
-    """16 bytes of a row."""
-    chunks = cute.zipped_divide(tile, (1, MATRIX_PAIRS))
-    return chunks[(0, None), (row, chunk)]
+@dataclass(frozen=True)
+class _Chunks:
+    """Chunks of 16 bytes of a tile of pairs, as seen from one of them, this lane's.
+
+    Attributes:
+        address: of the lane's own chunk, swizzled.
+        dtype: of pairs.
+        rows, panel: of the tile, and chunks in a panel row.
+    """
+
+    address: cutlass.Int32
+    dtype: cutlass.Constexpr
+    rows: cutlass.Constexpr
+    panel: cutlass.Constexpr
+
+    @staticmethod
+    def of(tile: cute.Tensor, row, chunk) -> _Chunks:
+        """``chunk`` is less than the power of two by whose multiples the lane moves."""
+        rows, columns = cute.size(tile, mode=[0]), cute.size(tile, mode=[1])
+        panel = panel_columns(columns)
+        pointer = tile.iterator + row * panel + chunk * MATRIX_PAIRS
+        address = swizzled_address(pointer, columns)
+        return _Chunks(address, tile.element_type, rows, panel // MATRIX_PAIRS)
+
+    def moved(self, rows: int, chunks: int) -> cute.Tensor:
+        """The chunk so many rows (of whole swizzle periods) and chunks away, (8,)."""
+        panels, chunks = divmod(chunks, self.panel)
+        offset = (panels * self.rows + rows) * self.panel * CHUNK_BYTES
+        address = (self.address ^ (chunks * CHUNK_BYTES)) + offset
+        pointer = cute.make_ptr(
+            self.dtype, address, cute.AddressSpace.smem, assumed_align=CHUNK_BYTES
+        )
+        return cute.make_tensor(pointer, cute.make_layout(MATRIX_PAIRS))

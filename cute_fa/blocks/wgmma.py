@@ -16,51 +16,57 @@ import cutlass
 from cutlass import cute
 from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
 
-from cute_fa.blocks.tiles import MMA_K
-
 WGMMA_M = 64
+WGMMA_K_BYTES = 32
+"""k of every wgmma: 16 elements of 16 bits, 32 of 8 bits."""
+
+WarpgroupOp = warpgroup.MmaF16BF16Op | warpgroup.MmaF8Op
 
 
-def mma_smem_smem(dtype: type, n: int) -> warpgroup.MmaF16BF16Op:
-    """m64 × ``n`` × k16, A and B in shared memory, rows along k."""
-    return warpgroup.MmaF16BF16Op(
-        dtype,
-        cutlass.Float32,
-        (WGMMA_M, n, MMA_K),
-        warpgroup.OperandSource.SMEM,
-        OperandMajorMode.K,
-        OperandMajorMode.K,
-    )
+def mma_smem_smem(dtype: type, n: int) -> WarpgroupOp:
+    """m64 × ``n`` × 32 bytes of k, A and B in shared memory, rows along k."""
+    return _mma(dtype, n, warpgroup.OperandSource.SMEM, OperandMajorMode.K)
 
 
-def mma_reg_smem(dtype: type, n: int) -> warpgroup.MmaF16BF16Op:
-    """m64 × ``n`` × k16, A in registers, B in shared memory with rows along n."""
-    return warpgroup.MmaF16BF16Op(
-        dtype,
-        cutlass.Float32,
-        (WGMMA_M, n, MMA_K),
-        warpgroup.OperandSource.RMEM,
-        OperandMajorMode.K,
-        OperandMajorMode.MN,
-    )
+def mma_reg_smem(dtype: type, n: int) -> WarpgroupOp:
+    """m64 × ``n`` × 32 bytes of k, A in registers; B in shared memory with rows along n, those of
+    8-bit types along k: no other order exists for them."""
+    b_major = OperandMajorMode.K if dtype.width == 8 else OperandMajorMode.MN
+    return _mma(dtype, n, warpgroup.OperandSource.RMEM, b_major)
 
 
-def operand_a(op: warpgroup.MmaF16BF16Op, sA: cute.Tensor) -> cute.Tensor:
+def _mma(
+    dtype: type, n: int, a_source: warpgroup.OperandSource, b_major: OperandMajorMode
+) -> WarpgroupOp:
+    shape = (WGMMA_M, n, 8 * WGMMA_K_BYTES // dtype.width)
+    how = (cutlass.Float32, shape, a_source, OperandMajorMode.K, b_major)
+    if dtype.width == 8:
+        return warpgroup.MmaF8Op(dtype, dtype, *how)
+    return warpgroup.MmaF16BF16Op(dtype, *how)
+
+
+def operand_a(op: WarpgroupOp, sA: cute.Tensor) -> cute.Tensor:
     """Descriptors of ``sA`` (M, K, …) as the left operand, (MMA, MMA_M, MMA_K, …)."""
     thr_mma = cute.make_tiled_mma(op).get_slice(0)
     return thr_mma.make_fragment_A(thr_mma.partition_A(sA))
 
 
-def operand_b(op: warpgroup.MmaF16BF16Op, sB: cute.Tensor) -> cute.Tensor:
+def operand_b(op: WarpgroupOp, sB: cute.Tensor) -> cute.Tensor:
     """Descriptors of ``sB`` (N, K, …) as the right operand, (MMA, MMA_N, MMA_K, …)."""
     thr_mma = cute.make_tiled_mma(op).get_slice(0)
     return thr_mma.make_fragment_B(thr_mma.partition_B(sB))
 
 
-def make_accumulator(op: warpgroup.MmaF16BF16Op, n: int) -> cute.Tensor:
+def make_accumulator(op: WarpgroupOp, n: int) -> cute.Tensor:
     """An accumulator of 64 × ``n`` in registers, ((2, 2, n / 8), 1, 1)."""
     thr_mma = cute.make_tiled_mma(op).get_slice(0)
     return cute.make_rmem_tensor(thr_mma.partition_shape_C((WGMMA_M, n)), cutlass.Float32)
+
+
+def make_operand_a(op: WarpgroupOp, k: int) -> cute.Tensor:
+    """A left operand of 64 × ``k`` in registers, (MMA, 1, MMA_K)."""
+    thr_mma = cute.make_tiled_mma(op).get_slice(0)
+    return cute.make_rmem_tensor(thr_mma.partition_shape_A((WGMMA_M, k)), op.a_dtype)
 
 
 def as_mma_blocks(acc: cute.Tensor) -> cute.Tensor:
@@ -74,7 +80,7 @@ def as_mma_blocks(acc: cute.Tensor) -> cute.Tensor:
 
 
 def gemm(
-    op: warpgroup.MmaF16BF16Op,
+    op: WarpgroupOp,
     acc: cute.Tensor,
     tCrA: cute.Tensor,
     tCrB: cute.Tensor,

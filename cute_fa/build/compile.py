@@ -38,7 +38,13 @@ from cute_fa.varlen import VarlenProblem
 
 _MEMO: dict[tuple[str, str], Compiled] = {}
 
-_DTYPE_ALIASES = {"half": "float16", "fp16": "float16", "bf16": "bfloat16"}
+_DTYPE_ALIASES = {
+    "half": "float16",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp8": "float8_e4m3fn",
+    "e4m3": "float8_e4m3fn",
+}
 # Beside the kernel's own sources, what decides what an artefact holds.
 _DECISIVE = ("cute_fa.build.compile",)
 
@@ -104,6 +110,7 @@ def compile(
     seqused_q: bool = False,
     seqused_k: bool = False,
     packed_group: int = 1,
+    block_descales: bool = False,
     line_info: bool = False,
     use_cache: bool = True,
     **config: Any,
@@ -125,6 +132,7 @@ def compile(
         varlen: for packed sequences (T, H, D), as ``flash_attn_varlen_func`` takes them.
         seqused_q, seqused_k: whether such a call says how much of each sequence counts.
         packed_group: query heads of a K/V head that share row tiles.
+        block_descales: whether every 128 rows of FP8 inputs have a descale of their own.
         line_info: relate PTX and SASS to source lines; compiles to another kernel.
         use_cache: False compiles anew and stores nothing.
         config: fields of the kernel's config to set, e.g. ``tile_n=64``.
@@ -149,6 +157,7 @@ def compile(
         seqused_q=seqused_q,
         seqused_k=seqused_k,
         packed_group=packed_group,
+        block_descales=block_descales,
         line_info=line_info,
         **config,
     )
@@ -165,7 +174,9 @@ def make_request(generation: str, direction: str, **arguments: Any) -> Request:
     if generation == "auto":
         generation = choose_generation(problem, target, direction=direction)
     entry = find(generation, direction)
-    variant = replace(problem.variant, packed_group=group)
+    by_block = arguments.pop("block_descales", False)
+    check_flag("block_descales", by_block)
+    variant = replace(problem.variant, packed_group=group, has_block_descales=by_block)
     request = Request(entry, variant, target, arguments, line_info)
     request.config  # noqa: B018  raises if the kernel does not serve the variant
     return request

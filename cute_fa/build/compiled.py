@@ -103,6 +103,7 @@ def label(generation: str, direction: str, arch: str, variant: KernelVariant) ->
             ("varlen", variant.is_varlen),
             ("used-q", variant.has_seqused_q),
             ("used-k", variant.has_seqused_k),
+            ("block-descales", variant.has_block_descales),
         )
         if present
     ]

@@ -25,6 +25,7 @@ _FLAGS = {
     "varlen": {"is_varlen": True},
     "used-q": {"has_seqused_q": True},
     "used-k": {"has_seqused_k": True},
+    "block-descales": {"has_block_descales": True},
 }
 
 

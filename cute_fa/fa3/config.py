@@ -13,19 +13,24 @@ from cute_fa.blocks.plan import (
 )
 from cute_fa.blocks.tiles import WARP_THREADS, round_up, tile_bytes
 from cute_fa.errors import UnsupportedError
-from cute_fa.problem import DTYPE_BYTES, MAX_HEAD_DIM, AttentionProblem, KernelVariant
+from cute_fa.problem import DTYPE_BYTES, MAX_HEAD_DIM, AttentionProblem, KernelVariant, out_dtype
 from cute_fa.target import KIB, Target
 from cute_fa.varlen import VarlenProblem
 
-DTYPES = ("float16", "bfloat16")
+DTYPES = ("float16", "bfloat16", "float8_e4m3fn")
 WARPGROUP_WARPS = 4
 WARPGROUP_THREADS = WARPGROUP_WARPS * WARP_THREADS
 STRIP_ROWS = 64
 """Query rows of one consumer warpgroup: the M of every wgmma (PTX ISA, wgmma.mma_async)."""
 
-WGMMA_K = 16
+WGMMA_K_BYTES = 32
 MAX_WGMMA_N = 256
 PAD_COLUMNS = 32
+PANEL_ELEMENT_BYTES = 2
+"""What swizzled panels are made of (``blocks.tiles``): 16-bit numbers, or pairs of e4m3 numbers."""
+
+TRANSPOSE_WARPS = 2
+DESCALE_ROWS = 128
 MBARRIER_BYTES = 8
 SMEM_ALIGN_BYTES = 1024
 """Where a 128-byte swizzle pattern repeats; every tile starts on it."""
@@ -34,6 +39,8 @@ SMEM_ALIGN_BYTES = 1024
 # out of what the CTA was launched with, 65536 by its threads, rounded down to a multiple of 8:
 # 24 + 2·240 = 3·168 for 384 threads, 32 + 3·160 = 4·128 for 512.
 REGISTERS = {2: (24, 240), 3: (32, 160)}
+# Transposing V takes more than 24: 40 + 2·232 = 3·168.
+FP8_REGISTERS = {2: (40, 232), 3: (32, 160)}
 REGISTERS_PER_SM = 65536
 
 
@@ -55,15 +62,16 @@ class Fa3FwdConfig:
     """Everything that a FlashAttention-3 forward kernel is specialised for.
 
     Attributes:
-        dtype: "float16" or "bfloat16".
-        head_dim, head_dim_v: D and Dv, multiples of 8 up to 256; padded in shared memory only,
-            with zeros that TMA writes for columns outside the tensor.
+        dtype: of Q, K and V: "float16", "bfloat16", or "float8_e4m3fn" with O in bfloat16.
+        head_dim, head_dim_v: D and Dv, multiples of 8, in fp8 of 16, up to 256; padded in shared
+            memory only, with zeros that TMA writes for columns outside the tensor.
         is_causal: bottom-right aligned causal mask.
         has_window_left, has_window_right: run-time window bounds.
         has_softcap: scores pass through softcap·tanh(·/softcap).
         is_varlen, has_seqused_q, has_seqused_k: packed sequences, and whether only the first rows
             of each count.
         packed_group: query heads of a K/V head that share a row tile (``blocks.pack_gqa``).
+        has_block_descales: every 128 rows of fp8 inputs have a descale of their own.
         num_consumers: consumer warpgroups, 64 query rows each.
         tile_n: key columns of a tile.
         stages: depth of the K ring and of the V ring.
@@ -86,6 +94,7 @@ class Fa3FwdConfig:
     has_seqused_q: bool = False
     has_seqused_k: bool = False
     packed_group: int = 1
+    has_block_descales: bool = False
     num_consumers: int = 2
     tile_n: int = 128
     stages: int = 2
@@ -104,10 +113,16 @@ class Fa3FwdConfig:
             f"one of {', '.join(map(str, REGISTERS))} warpgroups",
         )
         require(
-            0 < self.tile_n <= MAX_WGMMA_N and self.tile_n % WGMMA_K == 0,
+            0 < self.tile_n <= MAX_WGMMA_N and self.tile_n % self.wgmma_k == 0,
             "tile_n is not one wgmma's N and whole k-steps of O += PV",
             self.tile_n,
-            f"a multiple of {WGMMA_K} up to {MAX_WGMMA_N}",
+            f"a multiple of {self.wgmma_k} up to {MAX_WGMMA_N}",
+        )
+        require(
+            not self.has_block_descales or (self.is_fp8 and DESCALE_ROWS % self.tile_n == 0),
+            "tile_n does not divide the keys of a descale",
+            self.tile_n,
+            f"a divisor of {DESCALE_ROWS}, and fp8 inputs",
         )
         require(
             self.stages >= 2,
@@ -150,6 +165,21 @@ class Fa3FwdConfig:
         return round_up(self.head_dim_v, PAD_COLUMNS)
 
     @property
+    def panel_d(self) -> int:
+        """``padded_d`` in elements of 16 bits."""
+        return self.padded_d * self.element_bytes // PANEL_ELEMENT_BYTES
+
+    @property
+    def panel_dv(self) -> int:
+        """``padded_dv`` of the V tiles in elements of 16 bits."""
+        return self.padded_dv * self.element_bytes // PANEL_ELEMENT_BYTES
+
+    @property
+    def wgmma_k(self) -> int:
+        """Keys of one k-step of O += PV."""
+        return WGMMA_K_BYTES // self.element_bytes
+
+    @property
     def tile_m(self) -> int:
         """Query rows of a CTA: a strip of 64 per consumer."""
         return STRIP_ROWS * self.num_consumers
@@ -180,36 +210,57 @@ class Fa3FwdConfig:
             f"consumer{w}": range(WARPGROUP_WARPS * (w + 1), WARPGROUP_WARPS * (w + 2))
             for w in range(self.num_consumers)
         }
-        return {"load": range(1), "idle": range(1, WARPGROUP_WARPS), **consumers}
+        others = {"idle": range(1, WARPGROUP_WARPS)}
+        if self.is_fp8:
+            others = {
+                "transpose": range(1, 1 + TRANSPOSE_WARPS),
+                "idle": range(1 + TRANSPOSE_WARPS, WARPGROUP_WARPS),
+            }
+        return {"load": range(1), **others, **consumers}
 
     # -- registers
 
     @property
     def producer_registers(self) -> int:
         """Per thread, after setmaxnreg.dec."""
-        return REGISTERS[self.num_consumers][0]
+        return self._registers[0]
 
     @property
     def consumer_registers(self) -> int:
         """Per thread, after setmaxnreg.inc."""
-        return REGISTERS[self.num_consumers][1]
+        return self._registers[1]
+
+    @property
+    def _registers(self) -> tuple[int, int]:
+        return (FP8_REGISTERS if self.is_fp8 else REGISTERS)[self.num_consumers]
 
     @property
     def fragment_registers(self) -> int:
-        """What S (fp32), P (16-bit) and O (fp32) take of a thread at the height of the overlap."""
+        """What S (fp32), P (as Q) and O (fp32) take of a thread at the height of the overlap."""
         per_row = STRIP_ROWS / WARPGROUP_THREADS
-        columns = self.tile_n + self.tile_n // 2 + self.padded_dv
+        columns = self.tile_n + self.tile_n * self.element_bytes // 4 + self.padded_dv
         return int(per_row * columns)
 
     def _register_arithmetic(self) -> str:
-        return f"S {self.tile_n}/2 + P {self.tile_n}/4 + O {self.padded_dv}/2"
+        p = 8 // self.element_bytes
+        return f"S {self.tile_n}/2 + P {self.tile_n}/{p} + O {self.padded_dv}/2"
 
     # -- shared memory
 
     @property
     def element_bytes(self) -> int:
-        """Of Q, K, V, P and O."""
+        """Of Q, K, V and P."""
         return DTYPE_BYTES[self.dtype]
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether V is transposed on its way: wgmma takes bytes with keys contiguous only."""
+        return self.element_bytes == 1
+
+    @property
+    def out_dtype(self) -> str:
+        """Of O."""
+        return out_dtype(self.dtype)
 
     @property
     def smem_q_bytes(self) -> int:
@@ -219,7 +270,7 @@ class Fa3FwdConfig:
     @property
     def smem_o_bytes(self) -> int:
         """One consumer's strip of O."""
-        return tile_bytes(STRIP_ROWS, self.padded_dv, self.element_bytes)
+        return tile_bytes(STRIP_ROWS, self.padded_dv, DTYPE_BYTES[self.out_dtype])
 
     @property
     def smem_strip_bytes(self) -> int:
@@ -240,26 +291,35 @@ class Fa3FwdConfig:
         return tile_bytes(self.tile_n, self.padded_dv, self.element_bytes)
 
     @property
+    def v_copies(self) -> int:
+        """Rings that hold V: as it came, and transposed."""
+        return 2 if self.is_fp8 else 1
+
+    @property
     def num_mbarriers(self) -> int:
-        """A full one per strip of Q and per stage of K and of V; an empty one for what is used
-        again, as Q's strips are by persistent CTAs."""
-        return (2 if self.is_persistent else 1) * self.num_consumers + 4 * self.stages
+        """A full one per strip of Q and per stage of K, of V and of Vᵀ; an empty one for what is
+        used again, as Q's strips are by persistent CTAs."""
+        rings = 3 if self.is_fp8 else 2
+        return (2 if self.is_persistent else 1) * self.num_consumers + 2 * rings * self.stages
 
     @property
     def smem_bytes(self) -> int:
         """Dynamic shared memory of a CTA: the tiles, then the mbarriers."""
         strip = self.smem_strip_bytes + (self.smem_o_bytes if self.has_own_o else 0)
         tiles = self.num_consumers * strip
-        tiles += self.stages * (self.smem_k_bytes + self.smem_v_bytes)
+        tiles += self.stages * (self.smem_k_bytes + self.v_copies * self.smem_v_bytes)
         return tiles + MBARRIER_BYTES * self.num_mbarriers
 
     def _smem_arithmetic(self) -> str:
-        columns = f"{max(self.padded_d, self.padded_dv)} for Q and O"
-        if self.has_own_o:
-            columns = f"({self.padded_d} + {self.padded_dv}) for Q and O"
+        q, o, dv = self.padded_d, self.padded_dv, self.padded_dv
+        # O in elements of Q's size.
+        o = o * DTYPE_BYTES[self.out_dtype] // self.element_bytes
+        columns = f"({q} + {o})" if self.has_own_o else f"{max(q, o)}"
+        values = f"{self.v_copies}·{dv}" if self.is_fp8 else f"{dv}"
         return (
-            f"{self.element_bytes}·({self.tile_m}·{columns} + {self.stages} stages · "
-            f"{self.tile_n}·({self.padded_d} + {self.padded_dv}) for K and V) + "
+            f"{self.element_bytes}·({self.tile_m}·{columns} for Q and O + "
+            f"{self.stages} stages · "
+            f"{self.tile_n}·({q} + {values}) for K and V) + "
             f"{MBARRIER_BYTES}·{self.num_mbarriers} for mbarriers"
         )
 
@@ -295,13 +355,22 @@ _TILES = (
     TileChoice(256, 256, 2, 80, 80),
 )
 
+# Half the bytes and a third ring. Two stages of three tiles of 128 keys fit up to 128 columns.
+_FP8_TILES = (
+    TileChoice(64, 64, 3, 128, 128),
+    TileChoice(128, 128, 2, 128, 128),
+    TileChoice(192, 192, 2, 64, 64),
+    TileChoice(256, 256, 2, 64, 64),
+)
+
 # The tanh of a softcap keeps more values alive than 160 registers have room for.
-_SOFTCAP_TILES = (TileChoice(64, 64, 2, 128, 128), *_TILES)
+_SOFTCAP_64 = TileChoice(64, 64, 2, 128, 128)
 
 
 def tile_choice(variant: KernelVariant) -> TileChoice:
     """The row of the tile table for the two head dims."""
-    for choice in _SOFTCAP_TILES if variant.has_softcap else _TILES:
+    tiles = _FP8_TILES if DTYPE_BYTES[variant.dtype] == 1 else _TILES
+    for choice in (_SOFTCAP_64, *tiles) if variant.has_softcap else tiles:
         if variant.head_dim <= choice.max_dim and variant.head_dim_v <= choice.max_dim_v:
             return choice
     raise UnsupportedError(
@@ -318,8 +387,8 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
     ends weigh: under masks and for packed sequences. See the README's section on schedules.
 
     Raises:
-        UnsupportedError: a dtype other than fp16 and bf16, an architecture without wgmma, no tile
-            for the head dims, or heads that do not pack.
+        UnsupportedError: an architecture without wgmma, no tile for the head dims, heads that do
+            not pack, or packed sequences in fp8.
     """
     if not target.has_wgmma:
         raise UnsupportedError(
@@ -329,6 +398,12 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
             alternatives=("fa2", "fa1"),
         )
     check_served("FA3", variant, dtypes=DTYPES, has_varlen=True, has_packed_groups=True)
+    if variant.is_varlen and DTYPE_BYTES[variant.dtype] == 1:
+        raise UnsupportedError(
+            "FA3 does not take packed sequences in fp8 in this version",
+            got=f"a varlen call in {variant.dtype}",
+            expected="dense tensors (B, S, H, D), or 16-bit inputs",
+        )
     if variant.packed_group > STRIP_ROWS or STRIP_ROWS % variant.packed_group:
         raise UnsupportedError(
             "FA3 cannot pack this many query heads into a tile",
@@ -350,6 +425,7 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
         has_seqused_q=variant.has_seqused_q,
         has_seqused_k=variant.has_seqused_k,
         packed_group=variant.packed_group,
+        has_block_descales=variant.has_block_descales,
         num_consumers=tile.num_consumers,
         tile_n=tile.tile_n_masked if is_masked else tile.tile_n,
         is_persistent=is_masked or variant.is_varlen,

@@ -16,7 +16,8 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks.copies import shared_tile
-from cute_fa.blocks.pipelines import num_mbarriers, tma_pipe
+from cute_fa.blocks.fp8 import PAIR, Descales, pairs_of
+from cute_fa.blocks.pipelines import WarpPipe, num_mbarriers, tma_pipe
 from cute_fa.blocks.scores import ScoreScale, score_scale
 from cute_fa.blocks.seqlen import Window, num_sequences, sequences
 from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
@@ -24,8 +25,10 @@ from cute_fa.blocks.tile_scheduler import TileSchedule, tile_schedule
 from cute_fa.blocks.tiles import WARP_THREADS
 from cute_fa.blocks.tma import shared_tiles, tma_load, tma_store
 from cute_fa.fa3.config import (
+    PANEL_ELEMENT_BYTES,
     SMEM_ALIGN_BYTES,
     STRIP_ROWS,
+    TRANSPOSE_WARPS,
     WARPGROUP_THREADS,
     WARPGROUP_WARPS,
     Fa3FwdConfig,
@@ -33,6 +36,7 @@ from cute_fa.fa3.config import (
 from cute_fa.fa3.fwd_context import Cta, Transfers
 from cute_fa.fa3.fwd_load import load
 from cute_fa.fa3.fwd_mma import attend
+from cute_fa.fa3.fwd_transpose import transpose
 
 
 def fake_arguments(config: Fa3FwdConfig) -> tuple:
@@ -88,10 +92,13 @@ class Fa3Fwd:
         window_left: cutlass.Int32,
         window_right: cutlass.Int32,
         stream,
-        *lengths,  # of packed sequences: blocks.signature
+        *extras,  # descales of fp8 inputs, lengths of packed sequences: blocks.signature
     ):
         """Launch on ``stream``; only variants that have them read ``softcap`` and the window."""
         cfg = self.config
+        descales, lengths = Descales(), extras
+        if cutlass.const_expr(cfg.is_fp8):
+            descales, lengths = Descales(*extras[:3], cfg.has_block_descales), extras[3:]
         window = Window.of(cfg, window_left, window_right)
         schedule = tile_schedule(
             sequences(mQ, mK, window, lengths),
@@ -105,14 +112,16 @@ class Fa3Fwd:
             is_longest_first=cfg.has_long_last_tiles,
             is_persistent=cfg.is_persistent,
         )
+        if cutlass.const_expr(cfg.is_fp8):
+            mQ, mK, mV = map(pairs_of, (mQ, mK, mV))
         transfers = Transfers(
-            q=tma_load(mQ, STRIP_ROWS, cfg.padded_d, cfg.packed_group),
-            k=tma_load(mK, cfg.tile_n, cfg.padded_d),
-            v=tma_load(mV, cfg.tile_n, cfg.padded_dv),
+            q=tma_load(mQ, STRIP_ROWS, cfg.panel_d, cfg.packed_group),
+            k=tma_load(mK, cfg.tile_n, cfg.panel_d),
+            v=tma_load(mV, cfg.tile_n, cfg.panel_dv),
             o=tma_store(mO, STRIP_ROWS, cfg.padded_dv, cfg.packed_group),
         )
         scores = score_scale(softmax_scale, softcap, cfg.has_softcap)
-        self.kernel(transfers, mLSE, scores, schedule).launch(
+        self.kernel(transfers, mLSE, scores, schedule, descales).launch(
             grid=schedule.grid,
             block=[cfg.num_threads, 1, 1],
             min_blocks_per_mp=1,
@@ -121,7 +130,12 @@ class Fa3Fwd:
 
     @cute.kernel
     def kernel(
-        self, transfers: Transfers, mLSE: cute.Tensor, scores: ScoreScale, schedule: TileSchedule
+        self,
+        transfers: Transfers,
+        mLSE: cute.Tensor,
+        scores: ScoreScale,
+        schedule: TileSchedule,
+        descales: Descales,
     ):
         cfg = self.config
         tidx, _, _ = cute.arch.thread_idx()
@@ -137,23 +151,34 @@ class Fa3Fwd:
             distance_o = cfg.smem_o_bytes
         memory_k = self._allocate(smem, cfg.stages * cfg.smem_k_bytes)
         memory_v = self._allocate(smem, cfg.stages * cfg.smem_v_bytes)
-        sQ = self._strips(memory_q, cfg.padded_d, cfg.smem_strip_bytes)  # (64, D, strip)
+        memory_o = cute.recast_ptr(memory_o, dtype=DTYPES[cfg.out_dtype])
+        sQ = self._strips(memory_q, cfg.panel_d, cfg.smem_strip_bytes)  # (64, D, strip)
         sO = self._strips(memory_o, cfg.padded_dv, distance_o)  # (64, Dv, strip)
-        sK = shared_tile(memory_k, cfg.tile_n, cfg.padded_d, cfg.stages)  # (N, D, stage)
-        sV = shared_tile(memory_v, cfg.tile_n, cfg.padded_dv, cfg.stages)  # (N, Dv, stage)
+        sK = shared_tile(memory_k, cfg.tile_n, cfg.panel_d, cfg.stages)  # (N, D, stage)
+        sV = shared_tile(memory_v, cfg.tile_n, cfg.panel_dv, cfg.stages)  # (N, Dv, stage)
+        sVt = None
+        if cutlass.const_expr(cfg.is_fp8):
+            memory_vt = self._allocate(smem, cfg.stages * cfg.smem_v_bytes)
+            sVt = shared_tile(memory_vt, cfg.padded_dv, cfg.tile_n // 2, cfg.stages)
 
         # -- pipes
         consumers = cfg.num_consumer_warps
+        v_consumers = TRANSPOSE_WARPS if cfg.is_fp8 else consumers
         q_consumers = WARPGROUP_WARPS if cfg.is_persistent else 0  # of one strip
         mbar_q = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.num_consumers, q_consumers))
         mbar_k = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.stages, consumers))
-        mbar_v = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.stages, consumers))
+        mbar_v = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.stages, v_consumers))
         pipe_q = tma_pipe("q", mbar_q, sQ, cfg.smem_q_bytes, q_consumers)
         pipe_k = tma_pipe("k", mbar_k, sK, cfg.smem_k_bytes, consumers)
-        pipe_v = tma_pipe("v", mbar_v, sV, cfg.smem_v_bytes, consumers)
+        pipe_v = tma_pipe("v", mbar_v, sV, cfg.smem_v_bytes, v_consumers)
+        pipes, pipe_vt = [pipe_q, pipe_k, pipe_v], None
+        if cutlass.const_expr(cfg.is_fp8):
+            mbar_vt = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.stages, consumers))
+            pipe_vt = WarpPipe("vt", mbar_vt, cfg.stages, consumers, TRANSPOSE_WARPS)
+            pipes.append(pipe_vt)
         if warp == 0:
             with cute.arch.elect_one():
-                for pipe in (pipe_q, pipe_k, pipe_v):
+                for pipe in pipes:
                     pipe.initialise()
                 transfers.prefetch()
             cute.arch.mbarrier_init_fence()
@@ -168,16 +193,21 @@ class Fa3Fwd:
             sO=sO,
             sK=sK,
             sV=sV,
+            sVt=sVt,
             memory_q=memory_q,
             pipe_q=pipe_q,
             pipe_k=pipe_k,
             pipe_v=pipe_v,
+            pipe_vt=pipe_vt,
             scores=scores,
+            descales=descales,
         )
         if warpgroup == 0:
             cute.arch.setmaxregister_decrease(cfg.producer_registers)
             if warp == 0:
                 load(cta)
+            if cutlass.const_expr(cfg.is_fp8) and warp >= 1 and warp <= TRANSPOSE_WARPS:
+                transpose(cta, warp - 1)
         else:
             cute.arch.setmaxregister_increase(cfg.consumer_registers)
             attend(cta, mLSE, warpgroup - 1, tidx % WARPGROUP_THREADS)
@@ -185,10 +215,11 @@ class Fa3Fwd:
     def _strips(self, memory: cute.Pointer, columns: int, distance_bytes: int) -> cute.Tensor:
         """One tile of 64 rows per consumer."""
         cfg = self.config
-        distance = distance_bytes // cfg.element_bytes
+        distance = distance_bytes // PANEL_ELEMENT_BYTES
         return shared_tiles(memory, STRIP_ROWS, columns, cfg.num_consumers, distance)
 
     def _allocate(self, smem: cutlass.memory.SmemAllocator, num_bytes: int) -> cute.Pointer:
-        """Shared memory for elements of the kernel's dtype, aligned for any swizzle."""
-        elements = num_bytes * 8 // self.dtype.width
-        return smem.allocate_array(self.dtype, elements, byte_alignment=SMEM_ALIGN_BYTES)
+        """Shared memory for what panels are made of, aligned for any swizzle."""
+        dtype = PAIR if self.config.is_fp8 else self.dtype
+        elements = num_bytes // PANEL_ELEMENT_BYTES
+        return smem.allocate_array(dtype, elements, byte_alignment=SMEM_ALIGN_BYTES)

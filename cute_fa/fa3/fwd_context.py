@@ -8,7 +8,8 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks.block_range import KeyBlocks, key_blocks
-from cute_fa.blocks.pipelines import TmaPipe
+from cute_fa.blocks.fp8 import Descales, HeadDescales
+from cute_fa.blocks.pipelines import Ring, TmaPipe, WarpPipe
 from cute_fa.blocks.scores import ScoreScale
 from cute_fa.blocks.seqlen import Band, Sequence
 from cute_fa.blocks.tile_scheduler import TileSchedule, WorkTile
@@ -32,7 +33,7 @@ class Transfers:
 
 @dataclass(frozen=True)
 class Cta:
-    """What a CTA has for all its tiles."""
+    """What a CTA has for all its tiles; of fp8 inputs sQ, sK, sV and sVt count pairs of columns."""
 
     config: cutlass.Constexpr
     schedule: TileSchedule
@@ -41,11 +42,19 @@ class Cta:
     sO: cute.Tensor  # (64, Dv, strip), in Q's place unless config.has_own_o
     sK: cute.Tensor  # (N, D, stage)
     sV: cute.Tensor  # (N, Dv, stage)
+    sVt: cute.Tensor | None  # (Dv, N, stage) of fp8 inputs
     memory_q: cute.Pointer  # the first strip's first byte, not swizzled
     pipe_q: TmaPipe
     pipe_k: TmaPipe
     pipe_v: TmaPipe
+    pipe_vt: WarpPipe | None
     scores: ScoreScale
+    descales: Descales
+
+    @property
+    def pipe_pv(self) -> Ring:
+        """The ring that O += PV reads."""
+        return self.pipe_v if self.pipe_vt is None else self.pipe_vt
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,10 @@ class RowTile:
         blocks = key_blocks(sequence.band, work.m_block, cfg.tile_queries, cfg.tile_n)
         head_kv = work.head // cta.schedule.heads_per_kv
         return RowTile(sequence, blocks, work.m_block, work.head, head_kv, uses)
+
+    def descales(self, cta: Cta) -> HeadDescales:
+        """Those of the tile's K/V head."""
+        return cta.descales.at(self.sequence.batch, self.head_kv)
 
     @property
     def band(self) -> Band:

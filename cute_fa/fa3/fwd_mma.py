@@ -9,13 +9,15 @@ from cutlass import cute
 from cutlass.cute.nvgpu import warp as warp_ops
 from cutlass.cute.nvgpu import warpgroup
 
+from cute_fa.blocks import fp8
 from cute_fa.blocks.copies import transposed_view
+from cute_fa.blocks.fp8 import HeadDescales
 from cute_fa.blocks.mask import mask_scores
 from cute_fa.blocks.mma import as_operand_a, row_offset
 from cute_fa.blocks.pack_gqa import HeadGroup
-from cute_fa.blocks.scores import cap_scores, fold_scale_sign
+from cute_fa.blocks.scores import ScoreScale, cap_scores, fold_scale_sign
 from cute_fa.blocks.signature import DTYPES
-from cute_fa.blocks.softmax import OnlineSoftmax, rescale_rows
+from cute_fa.blocks.softmax import BlockWeight, OnlineSoftmax, rescale_rows
 from cute_fa.blocks.tile_scheduler import WorkTile, for_each_tile
 from cute_fa.blocks.tiles import CHUNK_BYTES, MMA_M, WARP_THREADS
 from cute_fa.blocks.tma import Rows
@@ -23,12 +25,14 @@ from cute_fa.blocks.wgmma import (
     as_mma_blocks,
     gemm,
     make_accumulator,
+    make_operand_a,
     mma_reg_smem,
     mma_smem_smem,
     operand_a,
     operand_b,
 )
 from cute_fa.fa3.config import (
+    PANEL_ELEMENT_BYTES,
     STRIP_ROWS,
     WARPGROUP_THREADS,
     WARPGROUP_WARPS,
@@ -67,9 +71,11 @@ class Strip:
 
     owner: Consumer
     tile: RowTile
-    rP: cute.Tensor  # P of the latest block, ((2, 2, 2), 1, N / 16)
+    rP: cute.Tensor  # P of the latest block, an A operand of so many k-steps
     acc_O: cute.Tensor  # ((2, 2, Dv / 8), 1, 1)
+    scores: ScoreScale  # of all blocks, unless cta.config.has_block_descales
     softmax: OnlineSoftmax
+    descales: HeadDescales
     warp_row: cutlass.Int32  # first row of the warp in its sequence
     thread_row: cutlass.Int32  # row of the thread's first accumulator element
     thread_column: cutlass.Int32  # and its column in the tile
@@ -100,13 +106,17 @@ def _consumer(cta: Cta, number: cutlass.Int32, thread: cutlass.Int32) -> Consume
     dtype = DTYPES[cfg.dtype]
     mma_qk = mma_smem_smem(dtype, cfg.tile_n)
     mma_pv = mma_reg_smem(dtype, cfg.padded_dv)
+    if cfg.is_fp8:
+        sQ, sK, sVt = map(fp8.bytes_of, (cta.sQ, cta.sK, cta.sVt))
+    else:
+        sQ, sK, sVt = cta.sQ, cta.sK, transposed_view(cta.sV)
     return Consumer(
         cta=cta,
         mma_qk=mma_qk,
         mma_pv=mma_pv,
-        tSrQ=operand_a(mma_qk, cta.sQ)[None, None, None, number],
-        tSrK=operand_b(mma_qk, cta.sK),
-        tOrVt=operand_b(mma_pv, transposed_view(cta.sV)),
+        tSrQ=operand_a(mma_qk, sQ)[None, None, None, number],
+        tSrK=operand_b(mma_qk, sK),
+        tOrVt=operand_b(mma_pv, sVt),
         number=number,
         thread=thread,
         warp=cute.arch.make_warp_uniform(thread // WARP_THREADS),
@@ -121,12 +131,19 @@ def _strip(consumer: Consumer, tile: RowTile) -> Strip:
     acc_O.fill(0.0)
     lane = consumer.thread % WARP_THREADS
     warp_row = tile.strip(cta, consumer.number) * STRIP_ROWS + consumer.warp * MMA_M
+    descales = tile.descales(cta)
+    scores = cta.scores
+    if not cfg.has_block_descales:
+        scores = descales.scale(scores, 0, 0)
+    p_exponent = fp8.P_EXPONENT if cfg.is_fp8 else 0.0
     return Strip(
         owner=consumer,
         tile=tile,
-        rP=cute.make_rmem_tensor(((2, 2, 2), 1, cfg.tile_n // 16), DTYPES[cfg.dtype]),
+        rP=make_operand_a(consumer.mma_pv, cfg.tile_n),
         acc_O=acc_O,
-        softmax=OnlineSoftmax.start(2, cta.scores.scale_log2),
+        scores=scores,
+        softmax=OnlineSoftmax.start(2, scores.scale_log2, p_exponent),
+        descales=descales,
         warp_row=warp_row,
         thread_row=warp_row + lane // 4,
         thread_column=2 * (lane % 4),
@@ -183,7 +200,7 @@ def _first_block(strip: Strip, n: cutlass.Int32):
     cta.pipe_k.release(n)
     _softmax(strip, acc_S, n, is_masked=True)
     _keep_p(strip, acc_S)
-    cta.pipe_v.wait(n)
+    cta.pipe_pv.wait(n)
 
 
 @cute.jit
@@ -203,9 +220,9 @@ def _next_block(strip: Strip, n: cutlass.Int32, is_masked: cutlass.Constexpr):
     rescale = _softmax(strip, acc_S, n, is_masked)
     # PERF(SASS): the next product's V is awaited here, and not where it is used, because ptxas
     # hoists the wait for this product above all of the softmax unless a branch stands between.
-    cta.pipe_v.wait(n)
+    cta.pipe_pv.wait(n)
     warpgroup.wait_group(0)
-    cta.pipe_v.release(n - 1)
+    cta.pipe_pv.release(n - 1)
     rescale_rows(as_mma_blocks(strip.acc_O), rescale)
     _keep_p(strip, acc_S)
 
@@ -218,7 +235,7 @@ def _last_product(strip: Strip, n: cutlass.Int32):
     _issue_pv(strip, n)
     _pass_turn(strip.owner)
     warpgroup.wait_group(0)
-    strip.owner.cta.pipe_v.release(n)
+    strip.owner.cta.pipe_pv.release(n)
 
 
 def _issue_qk(strip: Strip, acc_S: cute.Tensor, n: cutlass.Int32) -> None:
@@ -231,7 +248,7 @@ def _issue_qk(strip: Strip, acc_S: cute.Tensor, n: cutlass.Int32) -> None:
 def _issue_pv(strip: Strip, n: cutlass.Int32) -> None:
     """Issue O += P V   (64, Dv) = (64, N) @ (N, Dv) of use ``n``, whose V has landed."""
     owner = strip.owner
-    vt = owner.tOrVt[None, None, None, owner.cta.pipe_v.slot(n)]
+    vt = owner.tOrVt[None, None, None, owner.cta.pipe_pv.slot(n)]
     gemm(owner.mma_pv, strip.acc_O, strip.rP, vt, accumulate=True)
 
 
@@ -241,8 +258,9 @@ def _softmax(
 ) -> cute.Tensor:
     """S ← P of use ``n``, statistics updated; returns what O has to be multiplied by."""
     cta, band = strip.owner.cta, strip.tile.band
-    scores = as_mma_blocks(acc_S)  # ((2, 2), 1, N / 8)
-    cap_scores(scores, cta.scores)
+    blocks = as_mma_blocks(acc_S)  # ((2, 2), 1, N / 8)
+    scores, weight = _scale_and_weight(strip, n)
+    cap_scores(blocks, scores)
     if cutlass.const_expr(is_masked):
         group = HeadGroup(cta.config.packed_group)
         first_column = strip.tile.block(n) * cta.config.tile_n
@@ -252,17 +270,28 @@ def _softmax(
         if band.cuts(first_query, last_query, first_column, last_column):
             column = first_column + strip.thread_column
             query = group.query(strip.thread_row)
-            mask_scores(scores, band, query, column, WARPGROUP_WARPS, group.size)
-    return strip.softmax.absorb(scores, is_masked)
+            mask_scores(blocks, band, query, column, WARPGROUP_WARPS, group.size)
+    return strip.softmax.absorb(blocks, is_masked, scores.scale_log2, weight)
+
+
+def _scale_and_weight(strip: Strip, n: cutlass.Int32) -> tuple[ScoreScale, BlockWeight | None]:
+    """What the raw scores of use ``n`` are to be multiplied by, and how its V weighs."""
+    cta = strip.owner.cta
+    if not cta.config.has_block_descales:
+        return strip.scores, None
+    query = HeadGroup(cta.config.packed_group).query(strip.warp_row)
+    key = strip.tile.block(n) * cta.config.tile_n
+    return strip.descales.scale(cta.scores, query, key), strip.descales.weight(key)
 
 
 def _keep_p(strip: Strip, acc_S: cute.Tensor) -> None:
-    """P to 16 bits, in the registers that the next O += PV reads."""
-    _round(as_operand_a(as_mma_blocks(acc_S)), strip.rP)
+    """P to 16 or 8 bits, in the registers that the next O += PV reads."""
+    view = fp8.as_operand_a if strip.owner.cta.config.is_fp8 else as_operand_a
+    _round(view(as_mma_blocks(acc_S)), strip.rP)
 
 
 def _round(src: cute.Tensor, dst: cute.Tensor) -> None:
-    """fp32 to 16 bits, both as A fragments ((2, 2, 2), 1, k-steps).
+    """fp32 to 16 or 8 bits, both as A fragments, (MMA, 1, k-steps).
 
     DSL(4.8.1): one k-step at a time. The conversion of a whole tile whose size is no power of two
     leaves single 16-bit values, which are packed only where they are read: after wgmma.fence.
@@ -329,15 +358,15 @@ def _fold_scale_sign(consumer: Consumer):
     cta = consumer.cta
     cfg = cta.config
     if cta.scores.scale <= 0.0:
-        chunk = CHUNK_BYTES // cfg.element_bytes
+        chunk = CHUNK_BYTES // PANEL_ELEMENT_BYTES
         chunks = cfg.smem_q_bytes // CHUNK_BYTES // WARPGROUP_THREADS
-        strip = cfg.smem_strip_bytes // cfg.element_bytes
+        strip = cfg.smem_strip_bytes // PANEL_ELEMENT_BYTES
         layout = cute.make_layout(
             (cfg.num_consumers, WARPGROUP_THREADS, (chunk, chunks)),
             stride=(strip, chunk, (1, WARPGROUP_THREADS * chunk)),
         )
         words = cute.make_tensor(cta.memory_q, layout)[consumer.number, consumer.thread, None]
-        fold_scale_sign(words, cta.scores)
+        fold_scale_sign(words, cta.scores, 8 * cfg.element_bytes)
         # The tensor core reads Q through the async proxy.
         cute.arch.fence_view_async_shared()
         _strip_barrier(consumer)
@@ -348,7 +377,7 @@ def _store_lse(strip: Strip, mLSE: cute.Tensor):
     """O ← O / l in registers, and LSE by the first thread of each quad."""
     sequence = strip.tile.sequence
     group = HeadGroup(strip.owner.cta.config.packed_group)
-    lse = strip.softmax.finish(as_mma_blocks(strip.acc_O))
+    lse = strip.softmax.finish(as_mma_blocks(strip.acc_O), strip.descales.of_out)
     if strip.thread_column == 0:
         for r in cutlass.range_constexpr(cute.size(lse)):
             row = strip.thread_row + row_offset(r, WARPGROUP_WARPS)
@@ -367,7 +396,7 @@ def _store_o(strip: Strip):
     owner, tile = strip.owner, strip.tile
     cta = owner.cta
     cfg = cta.config
-    rO = cute.make_rmem_tensor_like(strip.acc_O, DTYPES[cfg.dtype])
+    rO = cute.make_rmem_tensor_like(strip.acc_O, DTYPES[cfg.out_dtype])
     _round(as_operand_a(as_mma_blocks(strip.acc_O)), as_operand_a(as_mma_blocks(rO)))
     store_matrix = cute.make_copy_atom(
         warp_ops.StMatrix8x8x16bOp(transpose=False, num_matrices=4), rO.element_type

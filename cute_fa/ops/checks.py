@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
 from cute_fa.ops import sources
+from cute_fa.ops.descales import NO_DESCALES, Descales, check_descales, check_values
 from cute_fa.problem import (
     KERNEL_DTYPES,
     AttentionProblem,
@@ -38,6 +39,7 @@ DEFAULT_ARCH = {
     "fa3": "sm_90a",
     "fa4": "sm_100a",
 }
+FP8_ARCH = "sm_90a"
 ALIGNMENT_BYTES = 16  # of one global-memory access of a thread
 # Heads and batches are grid dimensions y and z (CUDA C++ Programming Guide, compute capabilities).
 MAX_GRID_YZ = 65535
@@ -76,6 +78,7 @@ class Call:
         has_work: False if there is no output element, or no column to attend to.
         kernels: of the options.
         packed_group: query heads of a K/V head that share row tiles.
+        has_block_descales: whether FP8 inputs have a scale for every block of rows.
     """
 
     problem: AttentionProblem | VarlenProblem
@@ -85,14 +88,17 @@ class Call:
     has_work: bool
     kernels: str | None = None
     packed_group: int = 1
+    has_block_descales: bool = False
 
     @property
     def variant(self) -> KernelVariant:
         """What the kernel has to be compiled for."""
         variant = self.problem.variant
-        return (
-            replace(variant, packed_group=self.packed_group) if self.packed_group > 1 else variant
-        )
+        if self.packed_group > 1:
+            variant = replace(variant, packed_group=self.packed_group)
+        if self.has_block_descales:
+            variant = replace(variant, has_block_descales=True)
+        return variant
 
     @property
     def padded(self) -> AttentionProblem:
@@ -102,7 +108,13 @@ class Call:
 
 
 def check_call(
-    q: Tensor, k: Tensor, v: Tensor, options: Options, *, device: Device | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    options: Options,
+    *,
+    descales: Descales = NO_DESCALES,
+    device: Device | None = None,
 ) -> Call:
     """Check a forward call whose tensors have memory.
 
@@ -115,15 +127,19 @@ def check_call(
         UnsupportedError: a valid call that the generation, architecture or build does not serve.
     """
     check_tensors(q, k, v)
+    check_descales(descales, q, k)
     check_names(options)
     problem = make_problem(q, k, v, options)
     has_work = q.numel() > 0 and problem.seqlen_k > 0
     backend, target = settle(q, k, v, options, device)
+    if backend == "sim":
+        check_values(descales)
     if has_work:
         check_launch(q, k, v, problem)
     generation = choose_generation(problem, target, options)
     group = choose_packed_group(problem, target, generation, options)
-    return Call(problem, generation, target, backend, has_work, options.kernels, group)
+    by_block = descales.by_block
+    return Call(problem, generation, target, backend, has_work, options.kernels, group, by_block)
 
 
 def settle(
@@ -156,6 +172,13 @@ def check_tensors(q: Any, k: Any, v: Any, *, is_packed: bool = False) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_tensor(name, x)
         _check_attention_dtype(name, x)
+        if is_packed and x.dtype.itemsize == 1:
+            raise UnsupportedError(
+                "packed FP8 sequences are not served in this version",
+                got=f"{name} in {short(x.dtype)}",
+                expected="float16 or bfloat16",
+                fix="one call of flash_attn_func per sequence, or 16-bit inputs",
+            )
         _check_rank(name, x, is_packed)
     for name, x in (("k", k), ("v", v)):
         if x.device != q.device:
@@ -373,7 +396,10 @@ def choose_target(q: Tensor, options: Options, backend: str, device: Device | No
                 fix=f"enter sim.Device({asked.arch!r}) instead",
             )
         return device.target
-    return get_target(DEFAULT_ARCH[options.generation]) if asked is None else asked
+    if asked is not None:
+        return asked
+    is_fp8 = options.generation == "auto" and q.dtype.itemsize == 1
+    return get_target(FP8_ARCH if is_fp8 else DEFAULT_ARCH[options.generation])
 
 
 def choose_generation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from cute_fa.errors import UnsupportedError
 from cute_fa.ops import checks, launch, plans, sources
 from cute_fa.ops.checks import Options
+from cute_fa.ops.descales import NO_DESCALES, Descales, check_descales
 from cute_fa.problem import normalise_window
 from cute_fa.target import Target
 
@@ -36,6 +38,9 @@ def flash_attn_func(
     arch: str | Target | None = None,
     kernels: LoadedBundle | None = None,
     pack_gqa: bool | None = None,
+    q_descale: Tensor | None = None,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(softmax_scale · q kᵀ) v by a compiled FlashAttention kernel.
 
@@ -50,10 +55,11 @@ def flash_attn_func(
     (torch.Size([1, 100, 2, 64]), torch.Size([1, 2, 100]))
 
     Args:
-        q: (B, Sq, Hq, D), float16 or bfloat16.
+        q: (B, Sq, Hq, D), float16 or bfloat16; float8_e4m3fn on Hopper.
         k: (B, Sk, Hk, D). Hk divides Hq: query head h attends to K/V head h // (Hq // Hk).
-        v: (B, Sk, Hk, Dv). D and Dv are multiples of 8 up to 256. The last stride of q, k, v is 1
-            and the others are multiples of 16 bytes (0 too); no tensor is copied.
+        v: (B, Sk, Hk, Dv). D and Dv are multiples of 8, of FP8 inputs of 16, up to 256. The last
+            stride of q, k, v is 1 and the others are multiples of 16 bytes (0 too); no tensor is
+            copied.
         softmax_scale: None for D**-0.5.
         causal: row i sees columns up to i + Sk - Sq (aligned bottom-right).
         window_size: inclusive (left, right) around that diagonal; -1 or None for unbounded.
@@ -69,10 +75,14 @@ def flash_attn_func(
         kernels: a bundle (``cute_fa.load_bundle``) whose kernels run; None compiles them here.
         pack_gqa: whether the query heads of a K/V head share row tiles, which changes no result.
             None: where the kernel can and it makes fewer tiles, as when there are few queries.
+        q_descale, k_descale, v_descale: of FP8 inputs, what their numbers are to be multiplied by:
+            fp32 (B, Hk), or all three (B, Hk, blocks) with one for every 128 rows; None for 1. They
+            are positive. ``cute_fa.quant.quantize_qkv`` makes inputs and descales.
 
     Returns:
-        out (B, Sq, Hq, Dv) in q's dtype; with ``return_lse`` also lse (B, Hq, Sq), fp32, natural
-        logarithm. A row that sees no column gives 0 and -inf. No gradient flows to the inputs.
+        out (B, Sq, Hq, Dv) in q's dtype, bfloat16 for FP8; with ``return_lse`` also lse
+        (B, Hq, Sq), fp32, natural logarithm. A row that sees no column gives 0 and -inf. No
+        gradient flows to the inputs.
 
     Raises:
         InvalidTypeError, InvalidArgumentError: an argument that no kernel could take.
@@ -83,8 +93,9 @@ def flash_attn_func(
     """
     name = sources.name_of(kernels)
     values = (softmax_scale, causal, window_size, softcap, generation, backend, arch, name)
+    descales = Descales(q_descale, k_descale, v_descale)
     key = None
-    if not torch.compiler.is_compiling():
+    if not (torch.compiler.is_compiling() or is_fp8(q) or any(True for _ in descales.given())):
         key = plans.key_of(q, k, v, (*values, pack_gqa, type(pack_gqa), type(arch)))
         plan = plans.find(key, q, k, v)
         if plan is not None and type(deterministic) is bool and type(return_lse) is bool:
@@ -94,22 +105,32 @@ def flash_attn_func(
     options = Options(*values, pack_gqa)
     checks.check_flag("deterministic", deterministic)
     checks.check_flag("return_lse", return_lse)
-    if is_symbolic(q, k, v):
-        out, lse = _traced(q, k, v, options)
+    if is_symbolic(q, k, v, *descales):
+        out, lse = _traced(q, k, v, options, descales)
     else:
-        out, lse = _run(q, k, v, options, key)
+        out, lse = _run(q, k, v, options, key, descales)
     return (out, lse) if return_lse else out
 
 
+def is_fp8(x: Any) -> bool:
+    """Whether x is a tensor of bytes, for which no call is remembered: its descales come too."""
+    return isinstance(x, Tensor) and x.dtype.itemsize == 1
+
+
 def _run(
-    q: Tensor, k: Tensor, v: Tensor, options: Options, key: Hashable | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    options: Options,
+    key: Hashable | None = None,
+    descales: Descales = NO_DESCALES,
 ) -> tuple[Tensor, Tensor]:
     """Check and run a call; the next one on a GPU that has its key goes without the checks."""
     # A simulated device tells Python that CPU tensors are CUDA tensors; here the truth counts.
     with torch._C.DisableTorchFunction():
         device = launch.entered_device()
-        call = checks.check_call(q, k, v, options, device=device)
-        out, lse = launch.forward(q, k, v, call, device=device)
+        call = checks.check_call(q, k, v, options, descales=descales, device=device)
+        out, lse = launch.forward(q, k, v, call, descales=descales, device=device)
         if call.backend == "cuda" and key is not None:
             launch.keep_plan(key, (q, k, v), (out, lse), call)
         return out, lse
@@ -140,10 +161,12 @@ def _is_fake(x: Tensor) -> bool:
 # --- the operator
 
 
-def _traced(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+def _traced(
+    q: Tensor, k: Tensor, v: Tensor, options: Options, descales: Descales
+) -> tuple[Tensor, Tensor]:
     """The call as one node of a graph; shapes now, memory when the graph runs."""
     checks.check_no_gradient(q, k, v)
-    return torch.ops.cute_fa.fwd(q, k, v, *operator_options(options))
+    return torch.ops.cute_fa.fwd(q, k, v, *operator_options(options), *descales)
 
 
 def operator_options(options: Options) -> tuple[Any, ...]:
@@ -168,20 +191,30 @@ torch.library.define(
     "cute_fa::fwd",
     "(Tensor q, Tensor k, Tensor v, float? softmax_scale, bool causal, SymInt window_left, "
     "SymInt window_right, float softcap, str generation, str backend, str? arch, "
-    "str? kernels, bool? pack_gqa=None) -> (Tensor out, Tensor lse)",
+    "str? kernels, bool? pack_gqa=None, Tensor? q_descale=None, Tensor? k_descale=None, "
+    "Tensor? v_descale=None) -> (Tensor out, Tensor lse)",
 )
 
 
 @torch.library.impl("cute_fa::fwd", ("CPU", "CUDA"))
-def _fwd(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    return _run(q, k, v, options_of(*options))
+def _fwd(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    options, descales = _options_and_descales(*rest)
+    return _run(q, k, v, options, descales=descales)
 
 
 @torch.library.register_fake("cute_fa::fwd")
-def _fwd_fake(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+def _fwd_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    options, descales = _options_and_descales(*rest)
     checks.check_tensors(q, k, v)
-    checks.check_names(options_of(*options))
+    check_descales(descales, q, k)
+    checks.check_names(options)
     return launch.empty_outputs(q, v)
+
+
+def _options_and_descales(*rest: Any) -> tuple[Options, Descales]:
+    """What follows q, k and v among the operator's arguments."""
+    count = len(inspect.signature(options_of).parameters)
+    return options_of(*rest[:count]), Descales(*rest[count:])
 
 
 def _fwd_backward(ctx: Any, dout: Tensor, dlse: Tensor) -> None:

@@ -19,6 +19,8 @@ from torch import Tensor
 from cute_fa.errors import MissingToolError
 from cute_fa.ops import plans, sources
 from cute_fa.ops.checks import ALIGNMENT_BYTES, Call
+from cute_fa.ops.descales import NO_DESCALES, Descales
+from cute_fa.problem import out_dtype
 from cute_fa.varlen import VarlenProblem
 
 if TYPE_CHECKING:
@@ -80,18 +82,28 @@ def keep_plan(
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, call: Call, *, device: Device | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    call: Call,
+    *,
+    descales: Descales = NO_DESCALES,
+    device: Device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run a checked call.
 
     Args:
+        descales: of FP8 inputs.
         device: the simulated device to run on; None makes one for the call's architecture.
 
     Returns:
-        out (B, Sq, Hq, Dv) in q's dtype and lse (B, Hq, Sq) in fp32, natural logarithm, both
-        contiguous and new.
+        out (B, Sq, Hq, Dv) in q's dtype, bfloat16 for FP8, and lse (B, Hq, Sq) in fp32, natural
+        logarithm, both contiguous and new.
     """
-    return _launch(q, k, v, call, device)
+    extras: tuple[Any, ...] = ()
+    if q.dtype.itemsize == 1:
+        extras = descales.arguments(q.shape[0], k.shape[2], q.device)
+    return _launch(q, k, v, call, device, extras)
 
 
 def varlen_forward(
@@ -109,7 +121,8 @@ def varlen_forward(
         out (Tq, Hq, Dv) in q's dtype and lse (Hq, Tq) in fp32, natural logarithm, both contiguous
         and new; 0 and -inf in rows that do not count.
     """
-    return _launch(q, k, v, call, device, lengths)
+    extras = _length_arguments(lengths, min(lengths.max_seqlen_q, q.shape[0]))
+    return _launch(q, k, v, call, device, extras, lengths)
 
 
 def _launch(
@@ -118,8 +131,12 @@ def _launch(
     v: Tensor,
     call: Call,
     device: Device | None,
+    extras: tuple[Any, ...],
     lengths: Lengths | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """Args:
+    extras: what follows the scalars among the kernel's arguments.
+    """
     _last.launches = ()
     out, lse = empty_outputs(q, v)
     if not call.has_work:
@@ -134,7 +151,7 @@ def _launch(
     arguments = (
         *map(_with_legal_strides, (q, k, v)),
         *(out, lse, *workspace, *_scalars(padded)),
-        *(() if lengths is None else _length_arguments(lengths, rows)),
+        *extras,
     )
     if call.backend == "sim":
         for memory in (out, lse, *workspace):
@@ -149,14 +166,14 @@ def _launch(
 
 
 def _length_arguments(lengths: Lengths, rows: int) -> tuple[Any, ...]:
-    """What follows the scalars of a kernel for packed sequences; the grid need not be made for
-    more rows than there are."""
+    """What follows the scalars of a kernel for packed sequences, of which none has more ``rows``
+    of queries."""
     return (
         lengths.cu_seqlens_q,
         lengths.cu_seqlens_k,
         lengths.seqused_q,
         lengths.seqused_k,
-        min(lengths.max_seqlen_q, rows),
+        rows,
     )
 
 
@@ -178,7 +195,8 @@ def empty_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     contiguous whatever q's strides are: what torch.compile is told (the fake implementation) must
     be what it gets."""
     *batch, rows, heads_q, _ = q.shape
-    out = q.new_empty(*batch, rows, heads_q, v.shape[-1])
+    dtype = getattr(torch, out_dtype(str(q.dtype).removeprefix("torch.")))
+    out = q.new_empty(*batch, rows, heads_q, v.shape[-1], dtype=dtype)
     return out, q.new_empty(*batch, heads_q, rows, dtype=torch.float32)
 
 

@@ -167,4 +167,5 @@ def variant_features(variant: KernelVariant) -> dict[str, Any]:
         "seqused_q": variant.has_seqused_q,
         "seqused_k": variant.has_seqused_k,
         "packed_group": variant.packed_group,
+        "block_descales": variant.has_block_descales,
     }

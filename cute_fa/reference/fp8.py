@@ -6,6 +6,10 @@ rounded to e4m3 too, before it multiplies V. Products add up in fp32.
 A row's largest P is 2⁰, and e4m3 has no numbers below 2⁻⁹: without help, what is under 1/1000 of
 the largest would count as nothing. P is therefore 2⁸ times as large while it is e4m3 (2⁸ ≤ 448),
 and l grows with it, so that O / l needs no correction.
+
+One descale of V multiplies O at the end. Descales of blocks of keys weigh P instead, before it is
+rounded: dv·P is what an exponential of a score greater by ln dv would be, so it enters the running
+maximum and stays at most 2⁸, and l is divided by dv again.
 """
 
 from __future__ import annotations
@@ -64,6 +68,8 @@ def forward(
     mQ, q_scale = rows_of(q, q_descale)
     mK, k_scale = rows_of(k, k_descale)
     mV, v_scale = rows_of(v, v_descale)
+    # Of a block: what its P is multiplied by. Of a head: what O is multiplied by, at the end.
+    weight, of_out = (v_scale, 1.0) if block_rows else (None, v_scale[..., :1, None])
     acc_O = mQ.new_zeros(*mQ.shape[:-1], v.shape[-1])  # (B, Hq, Sq, Dv)
     row_max = mQ.new_full(mQ.shape[:-1], NEG_INF)  # in units of log2(e)
     row_sum = mQ.new_zeros(mQ.shape[:-1])
@@ -74,15 +80,17 @@ def forward(
         if softcap > 0.0:
             S = softcap * torch.tanh(S / softcap)
         S = (LOG2_E * S).masked_fill(~visible[:, columns], NEG_INF)
+        if weight is not None:
+            S = S + torch.log2(weight[:, :, None, columns])
         new_max = torch.maximum(row_max, S.amax(dim=-1))
         anchor = torch.where(new_max == NEG_INF, 0.0, new_max)
         rescale = torch.exp2(row_max - anchor)
         P = torch.exp2(S - anchor[..., None] + P_EXPONENT)
-        row_sum = rescale * row_sum + P.sum(dim=-1)
+        shares = P if weight is None else P / weight[:, :, None, columns]
+        row_sum = rescale * row_sum + shares.sum(dim=-1)
         row_max = new_max
         rounded = P.to(torch.float8_e4m3fn).float()
-        block_v = mV[:, :, columns] * v_scale[:, :, columns, None]
-        acc_O = rescale[..., None] * acc_O + rounded @ block_v
-    out = acc_O / torch.where(row_sum == 0.0, 1.0, row_sum)[..., None]
+        acc_O = rescale[..., None] * acc_O + rounded @ mV[:, :, columns]
+    out = acc_O * of_out / torch.where(row_sum == 0.0, 1.0, row_sum)[..., None]
     lse = (row_max + torch.log2(row_sum) - P_EXPONENT) / LOG2_E
     return out.transpose(1, 2).to(torch.bfloat16), lse

@@ -1,0 +1,100 @@
+"""The scales of FP8 inputs: what the numbers in q, k and v have to be multiplied by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cute_fa.errors import InvalidArgumentError, InvalidTypeError
+from cute_fa.quant import BLOCK_ROWS
+
+
+class Descales(NamedTuple):
+    """``q_descale``, ``k_descale`` and ``v_descale`` of a call; None stands for 1."""
+
+    q: Tensor | None = None
+    k: Tensor | None = None
+    v: Tensor | None = None
+
+    @property
+    def by_block(self) -> bool:
+        """Whether any of them has a scale for every block of rows."""
+        return any(x is not None and x.ndim == 3 for x in self)
+
+    def given(self) -> Iterator[tuple[str, Tensor]]:
+        """Those that are tensors, by the name of their argument."""
+        for name, x in self._asdict().items():
+            if x is not None:
+                yield f"{name}_descale", x
+
+    def arguments(self, batch: int, heads_k: int, device: torch.device) -> tuple[Tensor, ...]:
+        """What a kernel for FP8 inputs wants of them: fp32 (B, Hk, blocks)."""
+        return tuple(
+            _one(device).expand(batch, heads_k, 1) if x is None else x.view(*x.shape[:2], -1)
+            for x in self
+        )
+
+
+NO_DESCALES = Descales()
+
+
+@cache
+def _one(device: torch.device) -> Tensor:
+    return torch.ones(1, 1, 1, device=device)
+
+
+def check_descales(descales: Descales, q: Tensor, k: Tensor) -> None:
+    """Types, dtypes, devices and shapes; looks at no memory.
+
+    Raises:
+        InvalidTypeError, InvalidArgumentError: inputs that have no descales, a tensor of another
+            kind, or some with blocks and some without.
+    """
+    for name, x in descales.given():
+        if q.dtype.itemsize != 1:
+            raise InvalidArgumentError(
+                f"{name} belongs to FP8 inputs",
+                got=f"{name} and q in {str(q.dtype).removeprefix('torch.')}",
+                expected="q, k and v in float8_e4m3fn",
+                fix="cute_fa.quant.quantize_qkv makes both",
+            )
+        if not isinstance(x, Tensor) or x.dtype != torch.float32:
+            raise InvalidTypeError(
+                f"{name} is not an fp32 tensor",
+                got=str(x.dtype) if isinstance(x, Tensor) else type(x).__name__,
+                expected="torch.float32",
+            )
+        if x.device != q.device:
+            raise InvalidArgumentError(
+                f"{name} is on another device than q", got=str(x.device), expected=str(q.device)
+            )
+        rows = (q if name == "q_descale" else k).shape[1]
+        per_head = (q.shape[0], k.shape[2])
+        by_block = (*per_head, -(-rows // BLOCK_ROWS))
+        if tuple(x.shape) != (by_block if descales.by_block else per_head):
+            raise InvalidArgumentError(
+                f"{name} has the wrong shape",
+                got=tuple(x.shape),
+                expected=f"(B, Hk) = {per_head}, or all three (B, Hk, blocks of {BLOCK_ROWS} rows)"
+                f", {by_block} for {name}",
+            )
+    if descales.by_block and None in descales:
+        raise InvalidArgumentError(
+            "some descales have blocks and some are missing",
+            expected=f"q_descale, k_descale and v_descale, each with blocks of {BLOCK_ROWS} rows",
+        )
+
+
+def check_values(descales: Descales) -> None:
+    """That all are positive and finite; for tensors on the CPU, where looking costs no wait."""
+    for name, x in descales.given():
+        if not bool((x > 0).logical_and(x.isfinite()).all()):
+            raise InvalidArgumentError(
+                f"{name} holds numbers that scale nothing",
+                got=f"from {float(x.min())} to {float(x.max())}",
+                expected="positive, finite numbers",
+            )
