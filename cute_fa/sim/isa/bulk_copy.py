@@ -71,8 +71,8 @@ class BulkInstruction(Decoded):
             if part not in known:
                 raise self.unsupported(f"modifier .{part}")
         operands = list(instr.operands)
-        if "L2::cache_hint" in parts:
-            operands.pop()
+        if "L2::cache_hint" in parts:  # only a byte mask follows the policy
+            operands.pop(-2 if "cp_mask" in parts else -1)
         self.operands = tuple(operands)
 
     def threads(self, ctx: BlockContext, mask: Mask) -> Iterator[tuple[int, int, int]]:
@@ -182,14 +182,20 @@ class BulkInstruction(Decoded):
 class BulkCopy(BulkInstruction):
     """``cp.async.bulk`` and ``cp.reduce.async.bulk`` of contiguous bytes (9.7.9.25.4.1, .2).
 
-    Sizes and addresses are multiples of 16.
+    Sizes and addresses are multiples of 16. With ``.cp_mask`` bit i of the last operand says whether
+    byte i of each 16 bytes is stored.
     """
 
-    allowed = frozenset(("u32", "s32", "u64", "s64", "b32", "b64", "f16", "bf16", "f32", "f64"))
+    allowed = frozenset(
+        ("u32", "s32", "u64", "s64", "b32", "b64", "f16", "bf16", "f32", "f64", "cp_mask")
+    )
 
     def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
         super().__init__(instr, kernel)
-        wanted = 3 + self.signals + self.multicast
+        self.masked = "cp_mask" in instr.parts
+        if self.masked and (self.target != "global" or self.operator is not None):
+            raise self.unsupported("a byte mask of what is no plain copy to global memory")
+        wanted = 3 + self.signals + self.multicast + self.masked
         if len(self.operands) != wanted:
             raise self.unsupported("operands")
         self.kind = instr.parts[-1] if self.operator else "u8"
@@ -201,7 +207,7 @@ class BulkCopy(BulkInstruction):
         w0, _, c0, _ = ctx.rect
         to, origin, sizes = sources[:3]
         if self.target == "global" and self.operator is None:
-            lanes = self.distinct(ctx, mask, to, origin, sizes)
+            lanes = self.distinct(ctx, mask, to, origin, sizes, *sources[3:])
         else:
             lanes = self.threads(ctx, mask)
         for w, c, lane in lanes:
@@ -215,7 +221,8 @@ class BulkCopy(BulkInstruction):
                 continue
             ctx.counters.add("bulk_copies", 1)
             if self.target == "global":
-                self._store(ctx, thread, *addresses, nbytes)
+                chosen = int(sources[3][at]) if self.masked else None
+                self._store(ctx, thread, *addresses, nbytes, chosen)
                 continue
             ranks = int(sources[4][at]) if self.multicast else None
             places = self.targets(thread, ctx, addresses[0], int(sources[3][at]), ranks)
@@ -305,7 +312,13 @@ class BulkCopy(BulkInstruction):
         land(ctx, issuer, targets, source.read, merge=merge, release=release)
 
     def _store(
-        self, ctx: BlockContext, thread: Thread, address: int, origin: int, nbytes: int
+        self,
+        ctx: BlockContext,
+        thread: Thread,
+        address: int,
+        origin: int,
+        nbytes: int,
+        chosen: int | None,
     ) -> None:
         place = self.shared_place(ctx, thread, origin, nbytes, 16)
         box = linear(address, nbytes, self.kind)
@@ -315,7 +328,17 @@ class BulkCopy(BulkInstruction):
         self.count(ctx, "written", box, nbytes)
         source = Target.bytes(ctx, *place, nbytes)
         emit = partial(box.write, region, operator=self.operator)
+        if chosen is not None:
+            emit = partial(_write_bytes, box, region, chosen)
         ctx.subsystem(BulkGroups.name).issue(ctx, thread, source, emit)
+
+
+def _write_bytes(box: Box, region: Region, chosen: int, data: np.ndarray) -> None:
+    """Store the bytes of each 16 whose bits are set."""
+    bits = np.array([chosen], np.uint16).view(np.uint8)
+    keep = np.unpackbits(bits, bitorder="little").astype(bool)
+    old = box.read(region).reshape(-1, 16)
+    box.write(region, np.where(keep, data.reshape(-1, 16), old).reshape(-1))
 
 
 def _merge(operator: str, kind: str, old: np.ndarray, new: np.ndarray) -> np.ndarray:
