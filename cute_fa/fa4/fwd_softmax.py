@@ -23,10 +23,7 @@ from cute_fa.fa4.fwd_context import Cta
 
 @dataclass(frozen=True)
 class Row:
-    """What one thread works on: a row of a Q tile, which stands for a query of a head.
-
-    Masks know queries only; the 32 rows of a warp are queries ``first_query`` … ``last_query``.
-    """
+    """What one thread works on: a row of a Q tile, which stands for a query of a head."""
 
     cta: Cta
     tile: RowTile
@@ -36,8 +33,6 @@ class Row:
     warp: cutlass.Int32  # within the warpgroup
     query: cutlass.Int32
     head: cutlass.Int32
-    first_query: cutlass.Int32
-    last_query: cutlass.Int32
 
 
 @cute.jit
@@ -60,8 +55,7 @@ def _row(cta: Cta, tile: RowTile, i: cutlass.Int32, thread: cutlass.Int32) -> Ro
     cfg = cta.config
     group = HeadGroup(cfg.packed_group)
     warp = cute.arch.make_warp_uniform(thread // WARP_THREADS)
-    tile_row = cta.q_tile(tile, i) * TILE_M
-    warp_row = tile_row + warp * WARP_THREADS
+    row = cta.q_tile(tile, i) * TILE_M + thread
     return Row(
         cta=cta,
         tile=tile,
@@ -69,10 +63,8 @@ def _row(cta: Cta, tile: RowTile, i: cutlass.Int32, thread: cutlass.Int32) -> Ro
         i=i,
         thread=thread,
         warp=warp,
-        query=group.query(tile_row + thread),
-        head=group.head(tile.head, tile_row + thread),
-        first_query=group.query(warp_row),
-        last_query=group.query(warp_row + WARP_THREADS - 1),
+        query=group.query(row),
+        head=group.head(tile.head, row),
     )
 
 
@@ -114,10 +106,10 @@ def _block(row: Row, j: cutlass.Int32, is_masked: cutlass.Constexpr):
         tS.load(chunk, _columns(row_S, chunk))
     cap_scores(row_S, cta.scores)
     if cutlass.const_expr(is_masked):
+        # Whether a warp's rows are cut at all is not asked: where the paths met again, its whole
+        # row of registers would have to be moved.
         first_column = (tile.blocks.n_stop - 1 - j) * cfg.tile_n
-        last_column = first_column + cfg.tile_n - 1
-        if tile.band.cuts(row.first_query, row.last_query, first_column, last_column):
-            mask_row(row_S, tile.band, row.query, first_column)
+        mask_row(row_S, tile.band, row.query, first_column)
     factor = row.softmax.absorb_maximum(row_S)
     if j > 0:
         cta.sFactor[row.thread, buffer] = factor

@@ -1,4 +1,4 @@
-"""FA4's plan: the tile table, tensor memory, shared memory, registers, and what makes it illegal."""
+"""FA4's plan: tile table, tensor memory, shared memory, registers; what makes it illegal."""
 
 from __future__ import annotations
 
