@@ -206,8 +206,10 @@ class Fa3Fwd:
             cute.arch.setmaxregister_decrease(cfg.producer_registers)
             if warp == 0:
                 load(cta)
-            if cutlass.const_expr(cfg.is_fp8) and warp >= 1 and warp <= TRANSPOSE_WARPS:
-                transpose(cta, warp - 1)
+            # DSL(4.8.1): a constant and a value in one condition make it one of the program's.
+            if cutlass.const_expr(cfg.is_fp8):  # noqa: SIM102
+                if warp >= 1 and warp <= TRANSPOSE_WARPS:
+                    transpose(cta, warp - 1)
         else:
             cute.arch.setmaxregister_increase(cfg.consumer_registers)
             attend(cta, mLSE, warpgroup - 1, tidx % WARPGROUP_THREADS)
