@@ -2,7 +2,7 @@
 
 For hand-overs between roles whose order already says when a slot may be used again. Arrivals come
 from warps, or from the tensor core when it has finished what was issued before (``commit``). Both
-order tensor memory and shared memory for whoever waits.
+order shared memory for whoever waits, and tensor memory where the signal says so.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ class Signal:
     Attributes:
         mbarriers: the first.
         arrivals: warps and commits that make one use ready.
+        orders_tmem: whether accesses to tensor memory stand on both sides, which takes a
+            tcgen05.fence on each (PTX ISA, canonical synchronisation patterns of tcgen05).
     """
 
     mbarriers: cute.Pointer
     slots: cutlass.Constexpr
     arrivals: cutlass.Constexpr
+    orders_tmem: cutlass.Constexpr = False
 
     def initialise(self) -> None:
         """Set the arrive counts; by one thread, before any other touches the signal."""
@@ -37,7 +40,8 @@ class Signal:
     def wait(self, slot, use) -> None:
         """Wait for use 0, 1, 2, … of ``slot``; nobody may wait for a use that is two behind."""
         cute.arch.mbarrier_wait(self.mbarriers + slot, use % 2)
-        tmem.fence_after_signal()
+        if self.orders_tmem:
+            tmem.fence_after_signal()
 
     @cute.jit
     def wait_for_previous(self, slot, use):
@@ -48,7 +52,8 @@ class Signal:
     @cute.jit
     def arrive(self, slot):
         """A warp: what its threads have done so far is done."""
-        tmem.fence_before_signal()
+        if cutlass.const_expr(self.orders_tmem):
+            tmem.fence_before_signal()
         cute.arch.sync_warp()
         with cute.arch.elect_one():
             cute.arch.mbarrier_arrive(self.mbarriers + slot)

@@ -27,6 +27,7 @@ TILE_M = 128
 """Rows of a Q tile: the M of every product, the lanes of tensor memory, the threads of a role."""
 
 MMA_K = 16
+MAX_MMA_N = 256
 PAD_COLUMNS = 32
 TMEM_COLUMNS = 512
 """Columns of tensor memory, 32 bits wide in each of 128 lanes (PTX ISA, "Tensor Memory")."""
@@ -122,10 +123,10 @@ class Fa4FwdConfig:
             " or ".join(map(str, sorted(REGISTERS))),
         )
         require(
-            0 < self.tile_n <= 256 and self.tile_n % CHUNK_COLUMNS == 0,
-            "tile_n is not whole chunks of scores, or too wide for one product",
+            2 * CHUNK_COLUMNS <= self.tile_n <= MAX_MMA_N and self.tile_n % CHUNK_COLUMNS == 0,
+            "tile_n is not two chunks of scores or more, or too wide for one product",
             self.tile_n,
-            f"a multiple of {CHUNK_COLUMNS} up to 256",
+            f"a multiple of {CHUNK_COLUMNS} from {2 * CHUNK_COLUMNS} to {MAX_MMA_N}",
         )
         require(
             self.stages >= 3,
@@ -197,12 +198,12 @@ class Fa4FwdConfig:
 
     @property
     def first_part_columns(self) -> int:
-        """Columns of P that are handed over first, whole k-steps: three quarters of the chunks.
+        """Columns of P that are handed over first: three quarters of the chunks.
 
         The product with them runs beside the exponentials of the rest.
         """
         chunks = self.tile_n // CHUNK_COLUMNS
-        return max(3 * chunks // 4, 1) * CHUNK_COLUMNS if chunks > 1 else MMA_K
+        return 3 * chunks // 4 * CHUNK_COLUMNS
 
     def polynomial_pairs_of(self, chunk: int) -> tuple[int, ...]:
         """The pairs of chunk ``chunk`` of a row that the FMA pipe computes."""

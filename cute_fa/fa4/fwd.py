@@ -183,9 +183,7 @@ class Fa4Fwd:
             cute.arch.mbarrier_init_fence()
         if warp == cfg.correction_warp:
             tmem.allocate(cfg.tmem_columns, tmem_address)
-            tmem.fence_before_signal()
         cute.arch.sync_threads()
-        tmem.fence_after_signal()
 
         # -- roles
         cta = Cta(
@@ -239,17 +237,18 @@ class Fa4Fwd:
         cfg = self.config
         warps = WARPGROUP_WARPS
 
-        def signal(slots: int, arrivals: int) -> Signal:
-            return Signal(smem.allocate_array(cutlass.Int64, slots), slots, arrivals)
+        def signal(slots: int, arrivals: int, orders_tmem: bool = False) -> Signal:
+            mbarriers = smem.allocate_array(cutlass.Int64, slots)
+            return Signal(mbarriers, slots, arrivals, orders_tmem)
 
         def maybe(exists: bool, arrivals: int) -> Signal | None:
             return signal(cfg.num_q_tiles, arrivals) if exists else None
 
         return Signals(
-            s=signal(S_BUFFERS, 1),
-            p=signal(S_BUFFERS, 2 * warps),
-            p_rest=signal(S_BUFFERS, warps),
-            o=signal(cfg.num_q_tiles, 1),
+            s=signal(S_BUFFERS, 1, orders_tmem=True),
+            p=signal(S_BUFFERS, 2 * warps, orders_tmem=True),
+            p_rest=signal(S_BUFFERS, warps, orders_tmem=True),
+            o=signal(cfg.num_q_tiles, 1, orders_tmem=True),
             sums=signal(cfg.num_q_tiles, warps),
             o_out=signal(cfg.num_q_tiles, warps),
             sums_taken=maybe(cfg.is_persistent, warps),
