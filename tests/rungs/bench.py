@@ -107,12 +107,19 @@ class Bench:
         return out, lse, launch
 
     def check(self, problem: Problem, inputs: Inputs | None = None, **how: Any) -> Any:
-        """Run, hold the result to its error budget, and exactly where that is known; the launch.
-
-        Rows of packed tensors that do not count must be left alone.
-        """
+        """Run and ``assert_right``; the launch."""
         inputs = inputs or normal_inputs(problem)
         out, lse, launch = self.run(problem, inputs, **how)
+        self.assert_right(problem, inputs, out, lse, launch)
+        return launch
+
+    def assert_right(
+        self, problem: Problem, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor, launch: Any
+    ) -> None:
+        """No hazard; the result within its error budget, and exact where that is known.
+
+        Rows of packed tensors that do not count must have been left alone.
+        """
         assert launch.hazards == []
         if isinstance(problem, VarlenProblem):
             idle = _idle_rows(problem)
@@ -122,7 +129,6 @@ class Bench:
         assert_attention_close(out, lse, *inputs[:3], problem, exp2_error=exp2_error)
         if inputs.expected is not None:
             assert_bitwise_equal(out, inputs.expected, "out")
-        return launch
 
 
 def _idle_rows(problem: VarlenProblem) -> torch.Tensor:
