@@ -182,8 +182,8 @@ class BulkInstruction(Decoded):
 class BulkCopy(BulkInstruction):
     """``cp.async.bulk`` and ``cp.reduce.async.bulk`` of contiguous bytes (9.7.9.25.4.1, .2).
 
-    Sizes and addresses are multiples of 16. With ``.cp_mask`` bit i of the last operand says whether
-    byte i of each 16 bytes is stored.
+    Sizes and addresses are multiples of 16. With ``.cp_mask`` bit i of the last operand says
+    whether byte i of each 16 bytes is stored.
     """
 
     allowed = frozenset(
