@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from cute_fa.errors import UnsupportedError
 from tests.sim.isa.evaluate import (
     F32_EDGES,
     combinations,
@@ -356,3 +357,32 @@ def test_f64_directed_sums_and_products(mode, toward):
             assert value <= exact if mode == "rm" else value >= exact
             beyond = Fraction(math.nextafter(got[row], -toward))
             assert value == exact or (beyond > exact if mode == "rm" else beyond < exact)
+
+
+def test_the_greatest_magnitude_of_three():
+    a, b, c = combinations([-3.0, 2.0, np.nan], [1.0, -4.0], [-0.5, np.nan], dtype=np.float32)
+    inputs = {"a": ("b32", a), "b": ("b32", b), "c": ("b32", c)}
+    body = """
+        max.abs.f32 %x, %a, %b, %c; max.NaN.abs.f32 %y, %a, %b, %c; min.abs.f32 %z, %a, %b, %c;
+    """
+    got = evaluate(body, inputs, dict.fromkeys("xyz", "b32"), arch="sm_100a")
+    sizes = np.abs(np.stack([a, b, c]))
+    assert same_floats(got["x"].view(np.float32), np.nanmax(sizes, axis=0)).all()
+    assert same_floats(got["y"].view(np.float32), sizes.max(axis=0)).all()
+    assert same_floats(got["z"].view(np.float32), np.nanmin(sizes, axis=0)).all()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "add.rn.oob.f32 %r1, %r2, %r3;",
+        "ex2.full.f32 %r1, %r2;",
+        "max.xorsign.abs.f32 %r1, %r2, %r3, %r4;",
+        "max.s32 %r1, %r2, %r3, %r4;",
+        "fma.rn.oob.bf16x2 %r1, %r2, %r3, %r4;",
+        "fma.rn.sat.f32x2 %rd1, %rd2, %rd3, %rd4;",
+    ],
+)
+def test_modifiers_that_would_be_ignored_are_refused(line):
+    with pytest.raises(UnsupportedError, match="line"):
+        evaluate(line, {}, {})
