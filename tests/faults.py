@@ -16,7 +16,7 @@ import torch
 from cute_fa.problem import AttentionProblem
 from cute_fa.sim.device import Device, Program
 from cute_fa.target import Target
-from cute_fa.testing.fault_survey import POLICIES, Call, Survey, survey
+from cute_fa.testing.fault_survey import Call, Survey, survey
 from cute_fa.testing.faults import Fault
 from cute_fa.testing.inputs import normal_inputs
 
@@ -76,13 +76,11 @@ def run_survey(
     monkeypatch: pytest.MonkeyPatch,
     arch: str | Target,
     calls: Sequence[Call],
-    *,
-    only: Callable[[Fault], bool] = lambda fault: True,
-    policies: Sequence[tuple[str, int]] = POLICIES,
+    **how: Any,
 ) -> Survey:
-    """The survey of the calls' kernel, its generated code kept out of the cache on disk."""
+    """``fault_survey.survey``, with the faulty kernels' code kept out of the cache on disk."""
     monkeypatch.setenv("CUTE_FA_CACHE", "0")
-    return survey(arch, calls, only=only, policies=policies)
+    return survey(arch, calls, **how)
 
 
 def assert_survivors_are_redundant(found: Survey, redundant: Sequence[Redundant] = ()) -> None:

@@ -141,7 +141,7 @@ def _tensor_copy(
         lanes = _first_of_each(handler.threads(ctx, mask), (maps, shared, *coordinates))
     for w, c, lane in lanes:
         at = w, c, lane
-        nbytes = map_at(ctx.wave, int(maps[at])).box_bytes
+        nbytes = map_at(ctx.wave, int(maps[at])).box_bytes * (4 if handler.rows else 1)
         offset = int(shared[at]) & SHARED_OFFSET_MASK
         if not handler.loads:
             found.add(w, c, Event("store", nbytes=nbytes, tile=offset))
