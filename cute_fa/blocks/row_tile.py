@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import cutlass
 
 from cute_fa.blocks.block_range import KeyBlocks, key_blocks
 from cute_fa.blocks.seqlen import Band, Sequence
 from cute_fa.blocks.tile_scheduler import TileSchedule, WorkTile
+
+Tile = TypeVar("Tile", bound="RowTile")
 
 
 class TileConfig(Protocol):
@@ -58,13 +60,15 @@ class RowTile:
     head_kv: cutlass.Int32
     uses: Uses
 
-    @staticmethod
-    def of(config: TileConfig, schedule: TileSchedule, work: WorkTile, uses: Uses) -> RowTile:
+    @classmethod
+    def of(
+        cls: type[Tile], config: TileConfig, schedule: TileSchedule, work: WorkTile, uses: Uses
+    ) -> Tile:
         """What there is to know about ``work``; each role finds it out by itself."""
         sequence = schedule.sequences.of(work.batch)
         blocks = key_blocks(sequence.band, work.m_block, config.tile_queries, config.tile_n)
         head_kv = work.head // schedule.heads_per_kv
-        return RowTile(sequence, blocks, work.m_block, work.head, head_kv, uses)
+        return cls(sequence, blocks, work.m_block, work.head, head_kv, uses)
 
     @property
     def band(self) -> Band:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import cutlass
 from cutlass import cute
 
-from cute_fa.blocks.block_range import KeyBlocks, key_blocks
 from cute_fa.blocks.fp8 import Descales, HeadDescales
 from cute_fa.blocks.pipelines import Ring, TmaPipe, WarpPipe
+from cute_fa.blocks.row_tile import RowTile, Uses
 from cute_fa.blocks.scores import ScoreScale
-from cute_fa.blocks.seqlen import Band, Sequence
 from cute_fa.blocks.tile_scheduler import TileSchedule, WorkTile
 from cute_fa.blocks.tma import TmaTensor
 
@@ -51,6 +50,9 @@ class Cta:
     scores: ScoreScale
     descales: Descales
 
+    def tile(self, work: WorkTile, uses: Uses) -> StripedTile:
+        return StripedTile.of(self.config, self.schedule, work, uses)
+
     @property
     def pipe_pv(self) -> Ring:
         """The ring that O += PV reads."""
@@ -58,53 +60,12 @@ class Cta:
 
 
 @dataclass(frozen=True)
-class Uses:
-    """Where a role stands in the pipes when a tile begins.
-
-    Attributes:
-        tiles: tiles of this CTA before it, each one use of every strip of Q.
-        blocks: K/V blocks of those, the uses of both rings.
-    """
-
-    tiles: cutlass.Int32
-    blocks: cutlass.Int32
-
-
-@dataclass(frozen=True)
-class RowTile:
-    """One tile of a CTA.
-
-    Attributes:
-        sequence: whose rows they are.
-        blocks: the K/V blocks that they see.
-        m_block: which of the sequence's row tiles it is.
-        head, head_kv: head of Q, or of K/V where a group shares the tile; head of K/V.
-        uses: of the pipes, before it.
-    """
-
-    sequence: Sequence
-    blocks: KeyBlocks
-    m_block: cutlass.Int32
-    head: cutlass.Int32
-    head_kv: cutlass.Int32
-    uses: Uses
-
-    @staticmethod
-    def of(cta: Cta, work: WorkTile, uses: Uses) -> RowTile:
-        """What there is to know about ``work``; each role finds it out by itself."""
-        cfg = cta.config
-        sequence = cta.schedule.sequences.of(work.batch)
-        blocks = key_blocks(sequence.band, work.m_block, cfg.tile_queries, cfg.tile_n)
-        head_kv = work.head // cta.schedule.heads_per_kv
-        return RowTile(sequence, blocks, work.m_block, work.head, head_kv, uses)
+class StripedTile(RowTile):
+    """One tile of a CTA, in strips of 64 rows; each is one use of its slot of pipe_q."""
 
     def descales(self, cta: Cta) -> HeadDescales:
         """Those of the tile's K/V head."""
         return cta.descales.at(self.sequence.batch, self.head_kv)
-
-    @property
-    def band(self) -> Band:
-        return self.sequence.band
 
     @property
     def first_use(self) -> cutlass.Int32:
@@ -122,8 +83,3 @@ class RowTile:
     def strip(self, cta: Cta, consumer) -> cutlass.Int32:
         """Which strip of 64 rows of the sequence a consumer has."""
         return self.m_block * cta.config.num_consumers + consumer
-
-    @property
-    def uses_after(self) -> Uses:
-        """Where the next tile begins."""
-        return Uses(self.uses.tiles + 1, self.uses.blocks + self.blocks.count)

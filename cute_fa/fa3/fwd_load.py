@@ -6,9 +6,10 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks.pipelines import TmaPipe
+from cute_fa.blocks.row_tile import Uses
 from cute_fa.blocks.tile_scheduler import WorkTile, for_each_tile
 from cute_fa.blocks.tma import Rows, TmaTensor
-from cute_fa.fa3.fwd_context import Cta, RowTile, Uses
+from cute_fa.fa3.fwd_context import Cta, StripedTile
 
 
 @cute.jit
@@ -20,13 +21,13 @@ def load(cta: Cta):
     """
 
     def load_tile(work: WorkTile, uses: Uses) -> Uses:
-        return _load_tile(cta, RowTile.of(cta, work, uses))
+        return _load_tile(cta, cta.tile(work, uses))
 
-    for_each_tile(cta.schedule, load_tile, Uses(cutlass.Int32(0), cutlass.Int32(0)))
+    for_each_tile(cta.schedule, load_tile, Uses.none())
 
 
 @cute.jit
-def _load_tile(cta: Cta, tile: RowTile) -> Uses:
+def _load_tile(cta: Cta, tile: StripedTile) -> Uses:
     """Q, and K and V from right to left in the consumers' order of need: K for S = QKᵀ, then V of
     the block before it for O += PV.
 
@@ -51,7 +52,12 @@ def _load_tile(cta: Cta, tile: RowTile) -> Uses:
 
 @cute.jit
 def _load_block(
-    pipe: TmaPipe, tensor: TmaTensor, sX: cute.Tensor, keys: Rows, tile: RowTile, n: cutlass.Int32
+    pipe: TmaPipe,
+    tensor: TmaTensor,
+    sX: cute.Tensor,
+    keys: Rows,
+    tile: StripedTile,
+    n: cutlass.Int32,
 ):
     """Use ``n`` of a ring."""
     dst, src = tensor.tile(sX, keys, tile.head_kv, tile.block(n))

@@ -15,6 +15,7 @@ from cute_fa.blocks.fp8 import HeadDescales
 from cute_fa.blocks.mask import mask_scores
 from cute_fa.blocks.mma import as_operand_a, row_offset
 from cute_fa.blocks.pack_gqa import HeadGroup
+from cute_fa.blocks.row_tile import Uses
 from cute_fa.blocks.scores import ScoreScale, cap_scores, fold_scale_sign
 from cute_fa.blocks.signature import DTYPES
 from cute_fa.blocks.softmax import BlockWeight, OnlineSoftmax, rescale_rows
@@ -38,7 +39,7 @@ from cute_fa.fa3.config import (
     WARPGROUP_WARPS,
     Fa3FwdBarrier,
 )
-from cute_fa.fa3.fwd_context import Cta, RowTile, Uses
+from cute_fa.fa3.fwd_context import Cta, StripedTile
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Strip:
     """
 
     owner: Consumer
-    tile: RowTile
+    tile: StripedTile
     rP: cute.Tensor  # P of the latest block, an A operand of so many k-steps
     acc_O: cute.Tensor  # ((2, 2, Dv / 8), 1, 1)
     scores: ScoreScale  # of all blocks, unless cta.config.has_block_descales
@@ -92,10 +93,10 @@ def attend(cta: Cta, mLSE: cute.Tensor, number: cutlass.Int32, thread: cutlass.I
     consumer = _consumer(cta, number, thread)
 
     def attend_tile(work: WorkTile, uses: Uses) -> Uses:
-        return _attend_tile(consumer, RowTile.of(cta, work, uses), mLSE)
+        return _attend_tile(consumer, cta.tile(work, uses), mLSE)
 
     _open_turns(consumer)
-    for_each_tile(cta.schedule, attend_tile, Uses(cutlass.Int32(0), cutlass.Int32(0)))
+    for_each_tile(cta.schedule, attend_tile, Uses.none())
     _close_turns(consumer)
     # Shared memory must outlive the last store's reads of it.
     _await_stores(consumer)
@@ -123,7 +124,7 @@ def _consumer(cta: Cta, number: cutlass.Int32, thread: cutlass.Int32) -> Consume
     )
 
 
-def _strip(consumer: Consumer, tile: RowTile) -> Strip:
+def _strip(consumer: Consumer, tile: StripedTile) -> Strip:
     """Empty statistics, and O = 0."""
     cta = consumer.cta
     cfg = cta.config
@@ -151,7 +152,7 @@ def _strip(consumer: Consumer, tile: RowTile) -> Strip:
 
 
 @cute.jit
-def _attend_tile(consumer: Consumer, tile: RowTile, mLSE: cute.Tensor) -> Uses:
+def _attend_tile(consumer: Consumer, tile: StripedTile, mLSE: cute.Tensor) -> Uses:
     """O and LSE of this consumer's strip of one tile."""
     cta = consumer.cta
     cfg = cta.config

@@ -5,10 +5,11 @@ from __future__ import annotations
 import cutlass
 from cutlass import cute
 
+from cute_fa.blocks.row_tile import Uses
 from cute_fa.blocks.tile_scheduler import WorkTile, for_each_tile
 from cute_fa.blocks.transpose import transpose_bytes
 from cute_fa.fa3.config import TRANSPOSE_WARPS
-from cute_fa.fa3.fwd_context import Cta, RowTile, Uses
+from cute_fa.fa3.fwd_context import Cta, StripedTile
 
 
 @cute.jit
@@ -20,13 +21,13 @@ def transpose(cta: Cta, part: cutlass.Int32):
     """
 
     def transpose_tile(work: WorkTile, uses: Uses) -> Uses:
-        return _transpose_tile(cta, RowTile.of(cta, work, uses), part)
+        return _transpose_tile(cta, cta.tile(work, uses), part)
 
-    for_each_tile(cta.schedule, transpose_tile, Uses(cutlass.Int32(0), cutlass.Int32(0)))
+    for_each_tile(cta.schedule, transpose_tile, Uses.none())
 
 
 @cute.jit
-def _transpose_tile(cta: Cta, tile: RowTile, part: cutlass.Int32) -> Uses:
+def _transpose_tile(cta: Cta, tile: StripedTile, part: cutlass.Int32) -> Uses:
     """Use n of pipe_v becomes use n of pipe_vt."""
     pipe_v, pipe_vt = cta.pipe_v, cta.pipe_vt
     first, stop = tile.first_use, tile.first_use + tile.blocks.count
