@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from cute_fa.reference.dense import Window, visible_mask
+from cute_fa.reference.events import interleave
 
 NEG_INF = float("-inf")
 LOAD = -1
@@ -78,19 +79,18 @@ def schedule(num_blocks: int, num_consumers: int, stages: int) -> list[Event]:
     Raises:
         RuntimeError: nobody can go on.
     """
-    programs = {LOAD: deque(load_events(num_blocks))}
+    programs: dict[object, deque[Event]] = {LOAD: deque(load_events(num_blocks))}
     programs |= {w: deque(consumer_events(w, num_blocks)) for w in range(num_consumers)}
-    done: set[Event] = set()
 
-    def released(action: str, use: int) -> bool:
+    def released(action: str, use: int, done: set[Event]) -> bool:
         return all(Event(w, action, use) in done for w in range(num_consumers))
 
-    def may_run(event: Event) -> bool:
+    def may_run(event: Event, done: set[Event]) -> bool:
         use, actor = event.use, event.actor
         if event.action == "load_k":
-            return use < stages or released("await_qk", use - stages)
+            return use < stages or released("await_qk", use - stages, done)
         if event.action == "load_v":
-            return use < stages or released("await_pv", use - stages)
+            return use < stages or released("await_pv", use - stages, done)
         if event.action == "issue_qk":
             return Event(LOAD, "load_k", use) in done
         if event.action == "issue_pv":
@@ -102,18 +102,7 @@ def schedule(num_blocks: int, num_consumers: int, stages: int) -> list[Event]:
             return before in done or (actor == 0 and use == 0)
         return True
 
-    order: list[Event] = []
-    while any(programs.values()):
-        ready = [p for p in programs.values() if p and may_run(p[0])]
-        if not ready:
-            heads = [p[0] for p in programs.values() if p]
-            raise RuntimeError(f"nobody can go on: {heads}")
-        for program in ready:
-            # An earlier one of this round cannot take back what let this one run.
-            event = program.popleft()
-            done.add(event)
-            order.append(event)
-    return order
+    return interleave(programs, may_run)
 
 
 class _Tile:
