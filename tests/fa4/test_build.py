@@ -10,11 +10,21 @@ from cute_fa.asm.tools import find_tool
 from cute_fa.build import compile
 from cute_fa.errors import MissingToolError
 from cute_fa.fa4.config import REGISTERS
+from cute_fa.sim.umma_instruction import InstructionDescriptor, decode
 
 MASKS = {
     "full": {},
     "causal": {"causal": True},
     "window-softcap": {"window_size": (64, 64), "softcap": 15.0},
+    "causal-left": {"causal": True, "window_size": (130, -1), "dtype": "float16"},
+    "varlen-packed": {
+        "varlen": True,
+        "seqused_q": True,
+        "seqused_k": True,
+        "packed_group": 8,
+        "window_size": (25, -1),
+        "dtype": "float16",
+    },
 }
 
 
@@ -27,7 +37,10 @@ def _compile(head_dim: int, mask: str, **how):
 
 @pytest.mark.parametrize(
     ("head_dim", "mask"),
-    [(64, "full"), (128, "causal"), (128, "full"), (128, "window-softcap"), (256, "full")],
+    [
+        *[(64, "full"), (128, "causal"), (128, "full"), (128, "window-softcap"), (256, "full")],
+        *[(256, "causal-left"), (72, "varlen-packed")],
+    ],
 )
 def test_spills_nothing(head_dim, mask):
     """And each role gets the registers that the plan gives it."""
@@ -37,15 +50,38 @@ def test_spills_nothing(head_dim, mask):
     assert tuple(resources.role_registers.values()) == REGISTERS[config.num_q_tiles]
 
 
+def _constants(ptx: str, register: str) -> tuple[int, ...]:
+    """What a register is set to: a constant, or one of two."""
+    found = re.search(rf"(?:mov|selp)\.b32\s+{register}, (\d+)(?:, (\d+))?[,;]", ptx)
+    assert found is not None, register
+    return tuple(int(number) for number in found.groups() if number is not None)
+
+
+def _products(ptx: str) -> list[tuple[bool, list[InstructionDescriptor]]]:
+    """Of each product in order, whether A is from tensor memory, and what it may be told to do."""
+    found = re.findall(
+        r"tcgen05\.mma\.cta_group::1\.kind::f16\S*\s+\[%r\d+\], (\[?)%\w+\]?, %rd\d+, (%r\d+),", ptx
+    )
+    return [(bool(a), [decode(bits, "f16") for bits in _constants(ptx, d)]) for a, d in found]
+
+
 @pytest.mark.parametrize(("head_dim", "mask"), [(64, "full"), (128, "full"), (256, "full")])
 def test_ptx_is_what_the_tiles_imply(head_dim, mask):
     """S for the first steps and in the loop, O in the loop: whole k-steps, issued once each."""
     compiled = _compile(head_dim, mask)
     config, ptx = compiled.config, compiled.ptx
-    products = re.findall(r"tcgen05\.mma\.cta_group::1\.kind::f16\S* \[%r\d+\], (\[?%)", ptx)
-    from_tmem = sum(operand.startswith("[") for operand in products)
-    assert from_tmem == config.tile_n // 16
-    assert len(products) - from_tmem == 2 * config.padded_d // 16
+    products = _products(ptx)
+    # A from tensor memory is P.
+    steps = [sum(is_p == of_p for is_p, _ in products) for of_p in (False, True)]
+    assert steps == [2 * config.padded_d // 16, config.tile_n // 16]
+    for is_p, forms in products:
+        for form in forms:
+            columns = config.padded_dv if is_p else config.tile_n
+            assert (form.m, form.n, form.k, form.d) == (128, columns, 16, "f32")
+            assert (form.a, form.b) == ("bf16", "bf16")
+            assert (form.transpose_a, form.transpose_b) == (False, is_p)  # V's rows are keys
+        # A negative scale turns Q's sign.
+        assert {form.negate_a for form in forms} == ({False} if is_p else {False, True})
     panels = config.padded_d // 64
     # Q's tiles; K first and in the loop (with one Q tile, also its second block); V in the loop.
     loads = config.num_q_tiles + (4 if config.num_q_tiles == 1 else 3)
@@ -54,6 +90,32 @@ def test_ptx_is_what_the_tiles_imply(head_dim, mask):
     assert stores == panels * config.num_q_tiles
     assert "ld.global" not in ptx and "wgmma" not in ptx and "mma.sync" not in ptx
     assert ptx.count("tcgen05.alloc") == ptx.count("tcgen05.dealloc") == 1
+    for register in re.findall(r"tcgen05\.(?:de)?alloc\S*\s+\[?%r\d+\]?, (%r\d+);", ptx):
+        assert _constants(ptx, register) == (config.tmem_columns,)
+
+
+@pytest.fixture
+def nvdisasm() -> None:
+    try:
+        find_tool("nvdisasm")
+    except MissingToolError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("nvdisasm")
+@pytest.mark.parametrize(("head_dim", "mask"), [(128, "full"), (256, "full")])
+def test_machine_code_has_each_product_and_copy_once(head_dim, mask):
+    """ptxas neither unrolls nor duplicates; the only store to global memory by a thread is LSE."""
+    compiled = _compile(head_dim, mask)
+    for machine, virtual in {
+        "UTCHMMA": "tcgen05.mma.",
+        "UTMALDG": "shared::cta.global.tile.mbarrier",
+        "UTMASTG": "global.shared::cta.tile.bulk_group",
+        "STG": "st.global",
+    }.items():
+        assert len(re.findall(rf"\b{machine}\b", compiled.sass)) == compiled.ptx.count(virtual) > 0
+    assert compiled.ptx.count("st.global") == 1
+    assert not re.search(r"\b(LDG|LDGSTS|HMMA|HGMMA)\b", compiled.sass)
 
 
 def _bodies(sass: str, tile_n: int) -> list[list[str]]:
@@ -67,17 +129,14 @@ def _bodies(sass: str, tile_n: int) -> list[list[str]]:
     return [names[start : end + 1] for start, end in zip(starts, ends, strict=True)]
 
 
+@pytest.mark.usefixtures("nvdisasm")
 @pytest.mark.parametrize(
     ("head_dim", "mask", "arch", "cubics"),
-    [(128, "causal", "sm_100a", 24), (64, "full", "sm_103a", 0)],
+    [(128, "causal", "sm_100a", 24), (128, "full", "sm_103a", 0)],
 )
 def test_softmax_loop(head_dim, mask, arch, cubics):
     """Per row of 128 scores: packed FMAs, three-input maxima, one conversion for two, and as many
     exponentials of either kind as the plan says; the factor's may stand elsewhere."""
-    try:
-        find_tool("nvdisasm")
-    except MissingToolError as error:
-        pytest.skip(str(error))
     compiled = _compile(head_dim, mask, arch=arch)
     bodies = _bodies(compiled.sass, compiled.config.tile_n)
     assert len(bodies) == 2

@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from cute_fa import flash_attn_func
+from cute_fa.build import can_run
 from cute_fa.errors import InvalidArgumentError, UnsupportedError
 from cute_fa.exp2 import polynomial_pairs
 from cute_fa.fa4.config import REGISTERS, REGISTERS_PER_SM, Fa4FwdConfig, pick_fwd
-from cute_fa.problem import KernelVariant
+from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import KIB, TARGETS
+from cute_fa.testing.inputs import normal_inputs
 
 LEGAL = Fa4FwdConfig("float16", 64, 64)
 BLACKWELL = TARGETS["sm_100a"]
@@ -111,7 +114,8 @@ def test_who_is_persistent():
         ({"dtype": "float32"}, "float16 or bfloat16"),
         ({"head_dim": 60}, "multiple of 8"),
         ({"num_q_tiles": 3}, "1 or 2"),
-        ({"tile_n": 72}, "multiple of 32"),
+        ({"tile_n": 72}, "a multiple of 32 from 64 to 256"),
+        ({"tile_n": 32}, "a multiple of 32 from 64 to 256"),
         ({"stages": 2}, "at least 3"),
         ({"polynomial_pairs": 17}, "0 to 16"),
         ({"rescale_threshold": 16.0}, "0 to 15"),
@@ -142,3 +146,28 @@ def test_unsupported_dtype_architecture_group_and_head_dim():
         pick_fwd(replace(variant, packed_group=3), BLACKWELL)
     with pytest.raises(UnsupportedError, match="up to 256"):
         pick_fwd(replace(variant, head_dim=512), BLACKWELL)
+
+
+PROBLEM = AttentionProblem(1, 64, 64, 6, 2, 64, 64, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("arch", "automatic"), [("sm_89", "fa2"), ("sm_90a", "fa3"), ("sm_120a", "fa2")]
+)
+def test_other_architectures_are_refused(arch, automatic):
+    """sm_120 has no tensor memory: there the problem is FA2's."""
+    support = can_run(PROBLEM, arch, "fa4")
+    assert not support.ok and "sm_100a, sm_103a" in support.reason
+    assert automatic in support.alternatives
+    assert can_run(PROBLEM, arch).generation == automatic
+    q, k, v = normal_inputs(PROBLEM)[:3]
+    with pytest.raises(UnsupportedError, match="does not serve"):
+        flash_attn_func(q, k, v, generation="fa4", arch=arch, backend="sim")
+
+
+def test_heads_that_do_not_pack_are_refused_when_asked_for():
+    """Three query heads per K/V head: 128 rows hold no whole number of queries."""
+    q, k, v = normal_inputs(PROBLEM)[:3]
+    with pytest.raises(UnsupportedError, match="a divisor of 128") as error:
+        flash_attn_func(q, k, v, generation="fa4", arch="sm_100a", backend="sim", pack_gqa=True)
+    assert "pack_gqa" in str(error.value)
