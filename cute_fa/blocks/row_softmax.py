@@ -2,7 +2,9 @@
 
 FlashAttention-4: while a row's maximum has not grown by more than a threshold since the one that
 its exponents are relative to, that one stays. P is then at most 2^threshold instead of 1, O and the
-sum need no rescaling, and the result is the same: whatever is subtracted cancels in O / l.
+sum need no rescaling, and the result is the same: whatever is subtracted cancels in O / l. For the
+same reason the anchor may lie p_exponent below the maximum from the start: P, the sum and O are
+then 2^p_exponent times as large, and nothing takes that back.
 
 As in ``blocks.softmax`` the state is in log2 units, the anchor already multiplied by scale_log2 and
 rounded, so that its rounding cancels too.
@@ -10,14 +12,14 @@ rounded, so that its rounding cancels too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cutlass
 from cutlass import cute
 
 from cute_fa.blocks.math import LN_2, NEG_INF, exp2
 from cute_fa.blocks.packed_math import Pair, add2, both, exp2_polynomial, fma2, fmax3, mul2
-from cute_fa.blocks.softmax import finite_anchor
+from cute_fa.blocks.softmax import BlockWeight, finite_anchor
 
 
 def row_maximum(row_S: cute.Tensor) -> cutlass.Float32:
@@ -46,22 +48,31 @@ class RowSoftmax:
         anchor_log2: (1,) what is subtracted from exponents; −∞ while the row has seen no key.
         sums: (2,) of the exponentials in even and in odd columns.
         scale_log2: positive factor from scores to log2 units.
-        threshold: how far the maximum may grow beyond the anchor, in log2 units.
+        threshold: how far the maximum may grow beyond the one that the anchor was set by, in log2
+            units.
+        p_exponent: how far below the maximum the anchor is set, in log2 units.
+        weight: of the values of the block at hand; P is to have it, the sums are not. None for 1.
     """
 
     anchor_log2: cute.Tensor
     sums: cute.Tensor
     scale_log2: cutlass.Float32
     threshold: cutlass.Constexpr
+    p_exponent: cutlass.Constexpr = 0.0
+    weight: BlockWeight | None = None
 
     @staticmethod
-    def start(scale_log2: cutlass.Float32, threshold: float) -> RowSoftmax:
+    def start(scale_log2: cutlass.Float32, threshold: float, p_exponent: float = 0.0) -> RowSoftmax:
         """A row that has seen no key yet."""
         anchor_log2 = cute.make_rmem_tensor(1, cutlass.Float32)
         sums = cute.make_rmem_tensor(2, cutlass.Float32)
         anchor_log2.fill(NEG_INF)
         sums.fill(0.0)
-        return RowSoftmax(anchor_log2, sums, scale_log2, threshold)
+        return RowSoftmax(anchor_log2, sums, scale_log2, threshold, p_exponent)
+
+    def of_block(self, scale_log2: cutlass.Float32, weight: BlockWeight | None) -> RowSoftmax:
+        """The same statistics, for a block whose scores or values have another scale."""
+        return replace(self, scale_log2=scale_log2, weight=weight)
 
     def absorb_maximum(self, row_S: cute.Tensor) -> cutlass.Float32:
         """Take in a block's maximum; returns what sums and O have to be multiplied by, often 1.
@@ -69,7 +80,12 @@ class RowSoftmax:
         The sums are multiplied here.
         """
         old = self.anchor_log2[0]
-        new = cute.arch.fmax(old, row_maximum(row_S) * self.scale_log2)
+        largest = row_maximum(row_S) * self.scale_log2
+        if self.weight is not None:
+            largest = largest + self.weight.log2
+        if self.p_exponent != 0.0:
+            largest = largest - self.p_exponent
+        new = cute.arch.fmax(old, largest)
         # Of two −∞ the difference is NaN, and the comparison false: then new is −∞ as well.
         is_near = new - old <= self.threshold
         # A row that has seen no key has nothing to rescale: its O and sums are 0.
@@ -88,18 +104,24 @@ class RowSoftmax:
             polynomial_pairs: the pairs, counted from ``start``, that the FMA pipe computes.
         """
         scale = both(self.scale_log2)
-        minus_anchor = both(-finite_anchor(self.anchor_log2[0]))
+        addend = -finite_anchor(self.anchor_log2[0])
+        if self.weight is not None:
+            addend = addend + self.weight.log2
+        addends = both(addend)
         terms = []
         for pair in range((stop - start) // 2):
             c = start + 2 * pair
-            x = fma2((row_S[c], row_S[c + 1]), scale, minus_anchor)
+            x = fma2((row_S[c], row_S[c + 1]), scale, addends)
             if pair in polynomial_pairs:
                 p = exp2_polynomial(x)
             else:
                 p = (exp2(x[0]), exp2(x[1]))
             row_S[c], row_S[c + 1] = p
             terms.append(p)
-        self.sums[0], self.sums[1] = add2((self.sums[0], self.sums[1]), _tree_sum(terms))
+        total = _tree_sum(terms)
+        if self.weight is not None:
+            total = mul2(total, both(self.weight.inverse))
+        self.sums[0], self.sums[1] = add2((self.sums[0], self.sums[1]), total)
 
     def total(self) -> cutlass.Float32:
         """The sum of the row's exponentials, relative to the anchor."""

@@ -49,7 +49,8 @@ class ScoreScale:
         """For raw scores that are too small by a positive ``factor``."""
         if self.cap_factor is not None:
             return replace(self, cap_factor=self.cap_factor * factor)
-        return replace(self, scale_log2=self.scale_log2 * factor)
+        # Not 0, by which a score of −∞ would become NaN.
+        return replace(self, scale_log2=cute.arch.fmax(self.scale_log2 * factor, NEARLY_ZERO))
 
 
 def score_scale(

@@ -16,53 +16,54 @@ from cute_fa.blocks.tmem import COLUMN_BYTES, LANE_STRIDE
 UMMA_M = 128
 
 
-def mma_smem_smem(dtype: type, n: int) -> tcgen05.MmaF16BF16Op:
-    """m128 × ``n`` × k16, A and B in shared memory, rows along k."""
+UMMA_K_BYTES = 32
+"""k of every product: 16 elements of 16 bits, 32 of 8 bits."""
+
+UmmaOp = tcgen05.MmaF16BF16Op | tcgen05.MmaF8F6F4Op
+
+
+def mma_smem_smem(dtype: type, n: int) -> UmmaOp:
+    """m128 × ``n`` × 32 bytes of k, A and B in shared memory, rows along k."""
     return _mma_op(dtype, n, tcgen05.OperandSource.SMEM, OperandMajorMode.K)
 
 
-def mma_tmem_smem(dtype: type, n: int) -> tcgen05.MmaF16BF16Op:
-    """m128 × ``n`` × k16, A in tensor memory, B in shared memory with rows along n."""
+def mma_tmem_smem(dtype: type, n: int) -> UmmaOp:
+    """m128 × ``n`` × 32 bytes of k, A in tensor memory, B in shared memory with rows along n: here,
+    unlike in wgmma, of 8-bit types too (``n`` a multiple of 16)."""
     return _mma_op(dtype, n, tcgen05.OperandSource.TMEM, OperandMajorMode.MN)
 
 
-def _mma_op(dtype, n, a_source, b_major) -> tcgen05.MmaF16BF16Op:
-    return tcgen05.MmaF16BF16Op(
-        dtype,
-        Float32,
-        (UMMA_M, n, 16),
-        tcgen05.CtaGroup.ONE,
-        a_source,
-        OperandMajorMode.K,
-        b_major,
-    )
+def _mma_op(dtype, n, a_source, b_major) -> UmmaOp:
+    shape = (UMMA_M, n, 8 * UMMA_K_BYTES // dtype.width)
+    how = (Float32, shape, tcgen05.CtaGroup.ONE, a_source, OperandMajorMode.K, b_major)
+    if dtype.width == 8:
+        return tcgen05.MmaF8F6F4Op(dtype, dtype, *how)
+    return tcgen05.MmaF16BF16Op(dtype, *how)
 
 
-def operand_a(op: tcgen05.MmaF16BF16Op, sA: cute.Tensor) -> cute.Tensor:
+def operand_a(op: UmmaOp, sA: cute.Tensor) -> cute.Tensor:
     """Descriptors of ``sA`` (M, K, …) as the left operand, (MMA, MMA_M, MMA_K, …)."""
     thr_mma = cute.make_tiled_mma(op).get_slice(0)
     return thr_mma.make_fragment_A(thr_mma.partition_A(sA))
 
 
-def operand_b(op: tcgen05.MmaF16BF16Op, sB: cute.Tensor) -> cute.Tensor:
+def operand_b(op: UmmaOp, sB: cute.Tensor) -> cute.Tensor:
     """Descriptors of ``sB`` (N, K, …) as the right operand, (MMA, MMA_N, MMA_K, …)."""
     thr_mma = cute.make_tiled_mma(op).get_slice(0)
     return thr_mma.make_fragment_B(thr_mma.partition_B(sB))
 
 
-def accumulator(op: tcgen05.MmaF16BF16Op, n: int, address: cute.Pointer) -> cute.Tensor:
+def accumulator(op: UmmaOp, n: int, address: cute.Pointer) -> cute.Tensor:
     """The accumulator of 128 × ``n`` at ``address`` in tensor memory, (MMA, 1, 1)."""
     thr_mma = cute.make_tiled_mma(op).get_slice(0)
     fragment = thr_mma.make_fragment_C(thr_mma.partition_shape_C((UMMA_M, n)))
     return cute.make_tensor(address, fragment.layout)
 
 
-def operand_a_in_tmem(
-    op: tcgen05.MmaF16BF16Op, dtype: type, k: int, address: cute.Pointer
-) -> cute.Tensor:
-    """A left operand (128, k) of 16-bit elements at ``address``, (MMA, 1, MMA_K).
+def operand_a_in_tmem(op: UmmaOp, dtype: type, k: int, address: cute.Pointer) -> cute.Tensor:
+    """A left operand (128, k) of 16- or 8-bit elements at ``address``, (MMA, 1, MMA_K).
 
-    Two elements share a column, the one of even k in its low half.
+    Two or four elements share a column, the first in its low bits.
     """
     lane = LANE_STRIDE * (COLUMN_BYTES * 8 // dtype.width)
     layout = cute.make_layout((UMMA_M, k), stride=(lane, 1))
@@ -74,7 +75,7 @@ def operand_a_in_tmem(
 
 
 def gemm(
-    op: tcgen05.MmaF16BF16Op,
+    op: UmmaOp,
     acc: cute.Tensor,
     tCrA: cute.Tensor,
     tCrB: cute.Tensor,

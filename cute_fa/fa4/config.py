@@ -14,25 +14,29 @@ from cute_fa.blocks.plan import (
 from cute_fa.blocks.tiles import WARP_THREADS, round_up, tile_bytes
 from cute_fa.errors import InvalidArgumentError, UnsupportedError
 from cute_fa.exp2 import CHUNK_COLUMNS, polynomial_pairs
-from cute_fa.problem import MAX_HEAD_DIM, AttentionProblem, KernelVariant
+from cute_fa.problem import DTYPE_BYTES, MAX_HEAD_DIM, AttentionProblem, KernelVariant, out_dtype
 from cute_fa.target import KIB, Target
 from cute_fa.varlen import VarlenProblem
 
-DTYPES = ("float16", "bfloat16")
-ELEMENT_BYTES = 2
+DTYPES = ("float16", "bfloat16", "float8_e4m3fn")
 STAT_BYTES = 4
 WARPGROUP_WARPS = 4
 WARPGROUP_THREADS = WARPGROUP_WARPS * WARP_THREADS
 TILE_M = 128
 """Rows of a Q tile: the M of every product, the lanes of tensor memory, the threads of a role."""
 
-MMA_K = 16
 MAX_MMA_N = 256
+MMA_K_BYTES = 32
 PAD_COLUMNS = 32
+PANEL_ELEMENT_BYTES = 2
+"""What swizzled panels are made of (``blocks.tiles``): 16-bit numbers, or pairs of e4m3 numbers."""
+
+DESCALE_ROWS = 128
 TMEM_COLUMNS = 512
 """Columns of tensor memory, 32 bits wide in each of 128 lanes (PTX ISA, "Tensor Memory")."""
 
 MIN_TMEM_COLUMNS = 32
+COLUMN_BYTES = 4
 S_BUFFERS = 2
 MBARRIER_BYTES = 8
 SMEM_ALIGN_BYTES = 1024
@@ -45,6 +49,15 @@ MAX_STAGES = 8
 # They come out of what the CTA was launched with, 65536 by its threads, rounded down to a multiple
 # of 8: 2·192 + 80 + 48 = 4·128 for 512 threads, 240 + 168 + 96 = 3·168 for 384.
 REGISTERS = {2: (192, 80, 48), 1: (240, 168, 96)}
+
+# P, not more than 2 to this power, by the bytes of an element: fp16 ends at 2¹⁶, e4m3 at 448.
+MAX_P_EXPONENT = {2: 15.0, 1: 8.0}
+
+RESCALE_THRESHOLD = 8.0
+"""Of 16-bit inputs. P of e4m3 begins at 2⁸, which leaves none: O follows every new maximum."""
+
+FP8_P_EXPONENT = 8.0
+"""P of a row's largest score, in log2 units: e4m3 has no numbers below 2⁻⁹ (``blocks.fp8``)."""
 
 # Pairs of the 16 in a chunk of 32 scores whose exponentials the FMA pipe computes. The special
 # function unit of sm_103a is twice as fast, so that nothing is left to share there.
@@ -70,15 +83,16 @@ class Fa4FwdConfig:
     """Everything that a FlashAttention-4 forward kernel is specialised for.
 
     Attributes:
-        dtype: "float16" or "bfloat16".
-        head_dim, head_dim_v: D and Dv, multiples of 8 up to 256; padded in shared memory only,
-            with zeros that TMA writes for columns outside the tensor.
+        dtype: of Q, K and V: "float16", "bfloat16", or "float8_e4m3fn" with O in bfloat16.
+        head_dim, head_dim_v: D and Dv, multiples of 8, in fp8 of 16, up to 256; padded in shared
+            memory only, with zeros that TMA writes for columns outside the tensor.
         is_causal: bottom-right aligned causal mask.
         has_window_left, has_window_right: run-time window bounds.
         has_softcap: scores pass through softcap·tanh(·/softcap).
         is_varlen, has_seqused_q, has_seqused_k: packed sequences, and whether only the first rows
             of each count.
         packed_group: query heads of a K/V head that share a row tile (``blocks.pack_gqa``).
+        has_block_descales: every 128 rows of fp8 inputs have a descale of their own.
         num_q_tiles: Q tiles of 128 rows in flight. With two, each has a softmax warpgroup and an S
             buffer; with one, the softmax warpgroup takes the two S buffers in turn.
         tile_n: key columns of a block.
@@ -104,11 +118,12 @@ class Fa4FwdConfig:
     has_seqused_q: bool = False
     has_seqused_k: bool = False
     packed_group: int = 1
+    has_block_descales: bool = False
     num_q_tiles: int = 2
     tile_n: int = 128
     stages: int = 3
     polynomial_pairs: int = 4
-    rescale_threshold: float = 8.0
+    rescale_threshold: float = RESCALE_THRESHOLD
     is_persistent: bool = False
     has_own_o: bool = False
     smem_limit_bytes: int = 227 * KIB
@@ -141,11 +156,18 @@ class Fa4FwdConfig:
             self.polynomial_pairs,
             f"0 to {pairs}, the pairs of a chunk",
         )
+        largest = MAX_P_EXPONENT[self.element_bytes] - self.p_exponent
         require(
-            0.0 <= self.rescale_threshold <= 15.0,
+            0.0 <= self.rescale_threshold <= largest,
             "rescale_threshold",
             self.rescale_threshold,
-            "0 to 15: P of up to 2^15 is what fp16 can hold",
+            f"0 to {largest:g}: P of up to 2^{largest + self.p_exponent:g} is what its dtype holds",
+        )
+        require(
+            not self.has_block_descales or (self.is_fp8 and DESCALE_ROWS % self.tile_n == 0),
+            "tile_n does not divide the keys of a descale",
+            self.tile_n,
+            f"a divisor of {DESCALE_ROWS}, and fp8 inputs",
         )
         require(
             self.packed_group > 0 and TILE_M % self.packed_group == 0,
@@ -180,6 +202,16 @@ class Fa4FwdConfig:
     def padded_dv(self) -> int:
         """Columns of the V and O tiles."""
         return round_up(self.head_dim_v, PAD_COLUMNS)
+
+    @property
+    def panel_d(self) -> int:
+        """``padded_d`` in elements of 16 bits."""
+        return self.padded_d * self.element_bytes // PANEL_ELEMENT_BYTES
+
+    @property
+    def panel_dv(self) -> int:
+        """``padded_dv`` of the V tiles in elements of 16 bits."""
+        return self.padded_dv * self.element_bytes // PANEL_ELEMENT_BYTES
 
     @property
     def tile_m(self) -> int:
@@ -283,12 +315,18 @@ class Fa4FwdConfig:
         return (0, self.tile_n)
 
     @property
+    def tmem_p_columns(self) -> int:
+        """Columns of P: two of its elements share one, in fp8 four."""
+        return self.tile_n * self.element_bytes // COLUMN_BYTES
+
+    @property
     def tmem_p(self) -> tuple[int, int]:
-        """First column of P (16 bits, two to a column): the upper half of its S buffer.
+        """First column of P, at the end of its S buffer.
 
         A thread has its whole row of S in registers before it writes the first of P over it.
         """
-        return (self.tile_n // 2, self.tile_n + self.tile_n // 2)
+        first = self.tile_n - self.tmem_p_columns
+        return (first, self.tile_n + first)
 
     @property
     def tmem_o(self) -> tuple[int, ...]:
@@ -310,17 +348,49 @@ class Fa4FwdConfig:
             f"{self.padded_dv} for O"
         )
 
+    # -- elements
+
+    @property
+    def element_bytes(self) -> int:
+        """Of Q, K, V and P."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether tiles hold bytes, and there are descales."""
+        return self.element_bytes == 1
+
+    @property
+    def out_dtype(self) -> str:
+        """Of O."""
+        return out_dtype(self.dtype)
+
+    @property
+    def out_bytes(self) -> int:
+        """Of an element of O."""
+        return DTYPE_BYTES[self.out_dtype]
+
+    @property
+    def mma_k(self) -> int:
+        """k of one product's instruction."""
+        return MMA_K_BYTES // self.element_bytes
+
+    @property
+    def p_exponent(self) -> float:
+        """P of a row's largest score is 2 to this power, and up to rescale_threshold more."""
+        return FP8_P_EXPONENT if self.is_fp8 else 0.0
+
     # -- shared memory
 
     @property
     def smem_q_bytes(self) -> int:
         """One Q tile: what its mbarrier waits for."""
-        return tile_bytes(TILE_M, self.padded_d, ELEMENT_BYTES)
+        return tile_bytes(TILE_M, self.padded_d, self.element_bytes)
 
     @property
     def smem_o_bytes(self) -> int:
         """One O tile."""
-        return tile_bytes(TILE_M, self.padded_dv, ELEMENT_BYTES)
+        return tile_bytes(TILE_M, self.padded_dv, self.out_bytes)
 
     @property
     def smem_q_place_bytes(self) -> int:
@@ -333,12 +403,12 @@ class Fa4FwdConfig:
     @property
     def smem_k_bytes(self) -> int:
         """One block of K."""
-        return tile_bytes(self.tile_n, self.padded_d, ELEMENT_BYTES)
+        return tile_bytes(self.tile_n, self.padded_d, self.element_bytes)
 
     @property
     def smem_v_bytes(self) -> int:
         """One block of V."""
-        return tile_bytes(self.tile_n, self.padded_dv, ELEMENT_BYTES)
+        return tile_bytes(self.tile_n, self.padded_dv, self.element_bytes)
 
     @property
     def smem_stage_bytes(self) -> int:
@@ -372,9 +442,11 @@ class Fa4FwdConfig:
 
     def _smem_arithmetic(self) -> str:
         columns = max(self.padded_d, self.padded_dv)
-        places = f"({self.padded_d} + {self.padded_dv})" if self.has_own_o else columns
+        # O in elements of Q's size.
+        o = self.padded_dv * self.out_bytes // self.element_bytes
+        places = f"({self.padded_d} + {o})" if self.has_own_o else max(self.padded_d, o)
         return (
-            f"{ELEMENT_BYTES}·({self.tile_m}·{places} for Q and O + {self.stages} stages · "
+            f"{self.element_bytes}·({self.tile_m}·{places} for Q and O + {self.stages} stages · "
             f"{self.tile_n}·{columns} for K or V) + {self.smem_small_bytes} for statistics and "
             f"mbarriers"
         )
@@ -404,10 +476,16 @@ _TILES = (
     TileChoice(256, 256, 1, 64),
 )
 
+# Half the bytes: tensor memory alone decides.
+_FP8_TILES = (
+    TileChoice(256, 128, 2, 128),
+    TileChoice(256, 256, 1, 128),
+)
+
 
 def tile_choice(variant: KernelVariant) -> TileChoice:
     """The row of the tile table for the two head dims."""
-    for choice in _TILES:
+    for choice in _FP8_TILES if DTYPE_BYTES[variant.dtype] == 1 else _TILES:
         if variant.head_dim <= choice.max_dim and variant.head_dim_v <= choice.max_dim_v:
             return choice
     raise UnsupportedError(
@@ -446,8 +524,8 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa4FwdConfig:
     first, and the hardware gives the next to whoever is done.
 
     Raises:
-        UnsupportedError: a dtype other than fp16 and bf16, an architecture without tcgen05, no tile
-            for the head dims, or heads that do not pack.
+        UnsupportedError: an architecture without tcgen05, no tile for the head dims, heads that do
+            not pack, or packed sequences in fp8.
     """
     if not target.has_tcgen05:
         raise UnsupportedError(
@@ -457,6 +535,13 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa4FwdConfig:
             alternatives=("fa2", "fa1"),
         )
     check_served("FA4", variant, dtypes=DTYPES, has_varlen=True, has_packed_groups=True)
+    is_fp8 = DTYPE_BYTES[variant.dtype] == 1
+    if variant.is_varlen and is_fp8:
+        raise UnsupportedError(
+            "FA4 does not take packed sequences in fp8 in this version",
+            got=f"a varlen call in {variant.dtype}",
+            expected="dense tensors (B, S, H, D), or 16-bit inputs",
+        )
     if TILE_M % variant.packed_group:
         raise UnsupportedError(
             "FA4 cannot pack this many query heads into a tile",
@@ -478,9 +563,11 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa4FwdConfig:
         has_seqused_q=variant.has_seqused_q,
         has_seqused_k=variant.has_seqused_k,
         packed_group=variant.packed_group,
+        has_block_descales=variant.has_block_descales,
         num_q_tiles=tile.num_q_tiles,
         tile_n=tile.tile_n,
         polynomial_pairs=POLYNOMIAL_PAIRS[target.arch],
+        rescale_threshold=0.0 if is_fp8 else RESCALE_THRESHOLD,
         is_persistent=not (is_masked or variant.is_varlen),
         smem_limit_bytes=target.smem_per_block_bytes,
     )

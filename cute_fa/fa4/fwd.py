@@ -17,6 +17,7 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks import tmem
+from cute_fa.blocks.fp8 import PAIR, Descales, pairs_of
 from cute_fa.blocks.pipelines import num_mbarriers, tma_pipe
 from cute_fa.blocks.scores import ScoreScale, score_scale
 from cute_fa.blocks.seqlen import Window, num_sequences, sequences
@@ -26,7 +27,7 @@ from cute_fa.blocks.tile_scheduler import TileSchedule, tile_schedule
 from cute_fa.blocks.tiles import WARP_THREADS
 from cute_fa.blocks.tma import shared_tiles, tma_load, tma_store
 from cute_fa.fa4.config import (
-    ELEMENT_BYTES,
+    PANEL_ELEMENT_BYTES,
     S_BUFFERS,
     SMEM_ALIGN_BYTES,
     TILE_M,
@@ -109,10 +110,13 @@ class Fa4Fwd:
         window_left: cutlass.Int32,
         window_right: cutlass.Int32,
         stream,
-        *lengths,  # of packed sequences: blocks.signature
+        *extras,  # descales of fp8 inputs, lengths of packed sequences: blocks.signature
     ):
         """Launch on ``stream``; only variants that have them read ``softcap`` and the window."""
         cfg = self.config
+        descales, lengths = Descales(), extras
+        if cutlass.const_expr(cfg.is_fp8):
+            descales, lengths = Descales(*extras[:3], cfg.has_block_descales), extras[3:]
         window = Window.of(cfg, window_left, window_right)
         schedule = tile_schedule(
             sequences(mQ, mK, window, lengths),
@@ -121,19 +125,21 @@ class Fa4Fwd:
             mK,
             rows=cfg.tile_queries,
             columns=cfg.tile_n,
-            key_bytes=(cfg.head_dim + cfg.head_dim_v) * ELEMENT_BYTES,
+            key_bytes=(cfg.head_dim + cfg.head_dim_v) * cfg.element_bytes,
             packed_group=cfg.packed_group,
             is_longest_first=cfg.has_long_last_tiles,
             is_persistent=cfg.is_persistent,
         )
+        if cutlass.const_expr(cfg.is_fp8):
+            mQ, mK, mV = map(pairs_of, (mQ, mK, mV))
         transfers = Transfers(
-            q=tma_load(mQ, TILE_M, cfg.padded_d, cfg.packed_group),
-            k=tma_load(mK, cfg.tile_n, cfg.padded_d),
-            v=tma_load(mV, cfg.tile_n, cfg.padded_dv),
+            q=tma_load(mQ, TILE_M, cfg.panel_d, cfg.packed_group),
+            k=tma_load(mK, cfg.tile_n, cfg.panel_d),
+            v=tma_load(mV, cfg.tile_n, cfg.panel_dv),
             o=tma_store(mO, TILE_M, cfg.padded_dv, cfg.packed_group),
         )
         scores = score_scale(softmax_scale, softcap, cfg.has_softcap, clears_q=False)
-        self.kernel(transfers, mLSE, scores, schedule).launch(
+        self.kernel(transfers, mLSE, scores, schedule, descales).launch(
             grid=schedule.grid,
             block=[cfg.num_threads, 1, 1],
             min_blocks_per_mp=1,
@@ -142,7 +148,12 @@ class Fa4Fwd:
 
     @cute.kernel
     def kernel(
-        self, transfers: Transfers, mLSE: cute.Tensor, scores: ScoreScale, schedule: TileSchedule
+        self,
+        transfers: Transfers,
+        mLSE: cute.Tensor,
+        scores: ScoreScale,
+        schedule: TileSchedule,
+        descales: Descales,
     ):
         cfg = self.config
         tidx, _, _ = cute.arch.thread_idx()
@@ -158,11 +169,12 @@ class Fa4Fwd:
             memory_o = self._allocate(smem, cfg.num_q_tiles * cfg.smem_o_bytes)
             place_o = cfg.smem_o_bytes
         memory_kv = self._allocate(smem, cfg.stages * cfg.smem_stage_bytes)
-        sQ = self._q_tiles(memory_q, cfg.padded_d, cfg.smem_q_place_bytes)  # (128, D, Q tile)
+        memory_o = cute.recast_ptr(memory_o, dtype=DTYPES[cfg.out_dtype])
+        sQ = self._q_tiles(memory_q, cfg.panel_d, cfg.smem_q_place_bytes)  # (128, D, Q tile)
         sO = self._q_tiles(memory_o, cfg.padded_dv, place_o)  # (128, Dv, Q tile)
-        slot = cfg.smem_stage_bytes // ELEMENT_BYTES
-        sK = shared_tiles(memory_kv, cfg.tile_n, cfg.padded_d, cfg.stages, slot)  # (N, D, stage)
-        sV = shared_tiles(memory_kv, cfg.tile_n, cfg.padded_dv, cfg.stages, slot)  # (N, Dv, stage)
+        slot = cfg.smem_stage_bytes // PANEL_ELEMENT_BYTES
+        sK = shared_tiles(memory_kv, cfg.tile_n, cfg.panel_d, cfg.stages, slot)  # (N, D, stage)
+        sV = shared_tiles(memory_kv, cfg.tile_n, cfg.panel_dv, cfg.stages, slot)  # (N, Dv, stage)
         sFactor = self._row_values(smem, S_BUFFERS)  # (128, S buffer)
         sSum = self._row_values(smem, cfg.num_q_tiles)  # (128, Q tile)
         tmem_address = smem.allocate_array(cutlass.Int32, 2)
@@ -201,6 +213,7 @@ class Fa4Fwd:
             pipe_kv=pipe_kv,
             signals=signals,
             scores=scores,
+            descales=descales,
         )
         if warpgroup < cfg.num_q_tiles:
             cute.arch.setmaxregister_increase(cfg.softmax_registers)
@@ -219,13 +232,14 @@ class Fa4Fwd:
 
     def _q_tiles(self, memory: cute.Pointer, columns: int, place_bytes: int) -> cute.Tensor:
         """One tile of 128 rows per Q tile."""
-        cfg = self.config
-        return shared_tiles(memory, TILE_M, columns, cfg.num_q_tiles, place_bytes // ELEMENT_BYTES)
+        place = place_bytes // PANEL_ELEMENT_BYTES
+        return shared_tiles(memory, TILE_M, columns, self.config.num_q_tiles, place)
 
     def _allocate(self, smem: cutlass.memory.SmemAllocator, num_bytes: int) -> cute.Pointer:
-        """Shared memory for elements of the kernel's dtype, aligned for any swizzle."""
-        elements = num_bytes * 8 // self.dtype.width
-        return smem.allocate_array(self.dtype, elements, byte_alignment=SMEM_ALIGN_BYTES)
+        """Shared memory for what panels are made of, aligned for any swizzle."""
+        dtype = PAIR if self.config.is_fp8 else self.dtype
+        elements = num_bytes // PANEL_ELEMENT_BYTES
+        return smem.allocate_array(dtype, elements, byte_alignment=SMEM_ALIGN_BYTES)
 
     def _row_values(self, smem: cutlass.memory.SmemAllocator, count: int) -> cute.Tensor:
         """``count`` fp32 numbers per row of a tile, (128, count)."""

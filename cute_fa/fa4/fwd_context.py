@@ -8,6 +8,7 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks import tmem
+from cute_fa.blocks.fp8 import Descales, HeadDescales
 from cute_fa.blocks.pipelines import TmaPipe
 from cute_fa.blocks.row_tile import RowTile, Uses
 from cute_fa.blocks.scores import ScoreScale
@@ -55,7 +56,7 @@ class Signals:
 
 @dataclass(frozen=True)
 class Cta:
-    """What a CTA has for all its tiles."""
+    """What a CTA has for all its tiles; of fp8 inputs sQ, sK and sV count pairs of columns."""
 
     config: cutlass.Constexpr
     schedule: TileSchedule
@@ -71,6 +72,7 @@ class Cta:
     pipe_kv: TmaPipe
     signals: Signals
     scores: ScoreScale
+    descales: Descales
     tmem: cute.Pointer | None = None  # column 0 of the allocation, in roles that use it
 
     def with_tmem(self) -> Cta:
@@ -79,6 +81,10 @@ class Cta:
 
     def tile(self, work: WorkTile, uses: Uses) -> RowTile:
         return RowTile.of(self.config, self.schedule, work, uses)
+
+    def descales_of(self, tile: RowTile) -> HeadDescales:
+        """Those of the tile's K/V head."""
+        return self.descales.at(tile.sequence.batch, tile.head_kv)
 
     def q_tile(self, tile: RowTile, i):
         """Which run of 128 rows of its sequence (and group) Q tile ``i`` of a tile is."""

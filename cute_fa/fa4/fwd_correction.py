@@ -12,7 +12,6 @@ from cute_fa.blocks.signature import DTYPES
 from cute_fa.blocks.tile_scheduler import WorkTile, for_each_tile
 from cute_fa.blocks.tiles import CHUNK_BYTES, WARP_THREADS
 from cute_fa.fa4.config import (
-    ELEMENT_BYTES,
     WARPGROUP_THREADS,
     WARPGROUP_WARPS,
     Fa4FwdBarrier,
@@ -106,9 +105,12 @@ def _finish(cta: Cta, tile: RowTile, i: cutlass.Int32, thread: cutlass.Int32):
     elif cutlass.const_expr(cfg.is_persistent):
         cta.signals.o_gone.wait_for_previous(i, tiles)
     inverse = cute.arch.rcp_approx(cutlass.select_(total == 0.0, cutlass.Float32(1.0), total))
+    of_out = cta.descales_of(tile).of_out
+    if cutlass.const_expr(of_out is not None):
+        inverse = inverse * of_out
     tO = tmem.TmemRow(cta.tmem_o(i), cfg.padded_dv, O_COLUMNS, thread)
     rO = cute.make_rmem_tensor(O_COLUMNS, cutlass.Float32)
-    rO_16 = cute.make_rmem_tensor(O_COLUMNS, DTYPES[cfg.dtype])
+    rO_16 = cute.make_rmem_tensor(O_COLUMNS, DTYPES[cfg.out_dtype])
     for chunk in cutlass.range_constexpr(tO.num_chunks):
         rO.fill(0.0)
         if count > 0:
@@ -140,7 +142,7 @@ def _store_row(sO: cute.Tensor, row: cutlass.Int32, chunk: int, rO: cute.Tensor)
 
     Eight neighbouring rows' 16 bytes lie in different banks: the swizzle of the tile.
     """
-    width = CHUNK_BYTES // ELEMENT_BYTES
+    width = CHUNK_BYTES * 8 // rO.element_type.width
     atom = cute.make_copy_atom(
         cute.nvgpu.CopyUniversalOp(), rO.element_type, num_bits_per_copy=8 * CHUNK_BYTES
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cutlass
 from cutlass import cute
 
+from cute_fa.blocks import fp8
 from cute_fa.blocks.copies import transposed_view
 from cute_fa.blocks.row_tile import RowTile, Uses
 from cute_fa.blocks.signals import commit
@@ -21,7 +22,7 @@ from cute_fa.blocks.umma import (
     operand_a_in_tmem,
     operand_b,
 )
-from cute_fa.fa4.config import MMA_K, S_BUFFERS
+from cute_fa.fa4.config import S_BUFFERS
 from cute_fa.fa4.fwd_context import Cta
 
 
@@ -58,13 +59,16 @@ def _products(cta: Cta) -> Products:
     dtype = DTYPES[cfg.dtype]
     mma_qk = mma_smem_smem(dtype, cfg.tile_n)
     mma_pv = mma_tmem_smem(dtype, cfg.padded_dv)
+    sQ, sK, sV = cta.sQ, cta.sK, cta.sV
+    if cfg.is_fp8:
+        sQ, sK, sV = map(fp8.bytes_of, (sQ, sK, sV))
     return Products(
         cta=cta,
         mma_qk=mma_qk,
         mma_pv=mma_pv,
-        tSrQ=operand_a(mma_qk, cta.sQ),
-        tSrK=operand_b(mma_qk, cta.sK),
-        tOrVt=operand_b(mma_pv, transposed_view(cta.sV)),
+        tSrQ=operand_a(mma_qk, sQ),
+        tSrK=operand_b(mma_qk, sK),
+        tOrVt=operand_b(mma_pv, transposed_view(sV)),
     )
 
 
@@ -111,7 +115,7 @@ def _multiply_qk(products: Products, tile: RowTile, t: cutlass.Int32):
         accumulator(products.mma_qk, cfg.tile_n, cta.tmem_s(buffer)),
         products.tSrQ[None, None, None, i],
         products.tSrK[None, None, None, cta.pipe_kv.slot(n)],
-        k_steps=range(cfg.padded_d // MMA_K),
+        k_steps=range(cfg.padded_d // cfg.mma_k),
         accumulate=False,
         negate_a=None if cfg.has_softcap else cta.scores.scale < 0.0,
     )
@@ -136,8 +140,8 @@ def _multiply_pv(products: Products, tile: RowTile, t: cutlass.Int32):
     cfg = cta.config
     i, j = t % cfg.num_q_tiles, t // cfg.num_q_tiles
     n, buffer, use = cta.v_use(tile, j), cta.s_buffer(tile, i, j), cta.s_use(tile, i, j)
-    steps = cfg.tile_n // MMA_K
-    first_steps = cfg.first_part_columns // MMA_K
+    steps = cfg.tile_n // cfg.mma_k
+    first_steps = cfg.first_part_columns // cfg.mma_k
     acc_O = accumulator(products.mma_pv, cfg.padded_dv, cta.tmem_o(i))
     tOrP = operand_a_in_tmem(products.mma_pv, DTYPES[cfg.dtype], cfg.tile_n, cta.tmem_p(buffer))
     tOrVt = products.tOrVt[None, None, None, cta.pipe_kv.slot(n)]

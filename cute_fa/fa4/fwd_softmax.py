@@ -8,11 +8,12 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks import tmem
+from cute_fa.blocks.fp8 import HeadDescales
 from cute_fa.blocks.pack_gqa import HeadGroup
 from cute_fa.blocks.row_mask import mask_row
 from cute_fa.blocks.row_softmax import RowSoftmax
 from cute_fa.blocks.row_tile import RowTile, Uses
-from cute_fa.blocks.scores import cap_scores
+from cute_fa.blocks.scores import ScoreScale, cap_scores
 from cute_fa.blocks.signature import DTYPES
 from cute_fa.blocks.tile_scheduler import WorkTile, for_each_tile
 from cute_fa.blocks.tiles import WARP_THREADS
@@ -27,6 +28,8 @@ class Row:
 
     cta: Cta
     tile: RowTile
+    scores: ScoreScale  # of all blocks, unless cta.config.has_block_descales
+    descales: HeadDescales
     softmax: RowSoftmax
     i: cutlass.Int32  # Q tile
     thread: cutlass.Int32  # within the warpgroup: the row of the Q tile
@@ -56,10 +59,15 @@ def _row(cta: Cta, tile: RowTile, i: cutlass.Int32, thread: cutlass.Int32) -> Ro
     group = HeadGroup(cfg.packed_group)
     warp = cute.arch.make_warp_uniform(thread // WARP_THREADS)
     row = cta.q_tile(tile, i) * TILE_M + thread
+    scores, descales = cta.scores, cta.descales_of(tile)
+    if not cfg.has_block_descales:
+        scores = descales.scale(scores, 0, 0)
     return Row(
         cta=cta,
         tile=tile,
-        softmax=RowSoftmax.start(cta.scores.scale_log2, cfg.rescale_threshold),
+        scores=scores,
+        descales=descales,
+        softmax=RowSoftmax.start(scores.scale_log2, cfg.rescale_threshold, cfg.p_exponent),
         i=i,
         thread=thread,
         warp=warp,
@@ -104,34 +112,45 @@ def _block(row: Row, j: cutlass.Int32, is_masked: cutlass.Constexpr):
     cta.signals.s.wait(buffer, cta.s_use(tile, row.i, j))
     for chunk in cutlass.range_constexpr(tS.num_chunks):
         tS.load(chunk, _columns(row_S, chunk))
-    cap_scores(row_S, cta.scores)
+    scores, softmax = _of_block(row, j)
+    cap_scores(row_S, scores)
     if cutlass.const_expr(is_masked):
         # Whether a warp's rows are cut at all is not asked: where the paths met again, its whole
         # row of registers would have to be moved.
         first_column = (tile.blocks.n_stop - 1 - j) * cfg.tile_n
         mask_row(row_S, tile.band, row.query, first_column)
-    factor = row.softmax.absorb_maximum(row_S)
+    factor = softmax.absorb_maximum(row_S)
     if j > 0:
         cta.sFactor[row.thread, buffer] = factor
         cute.arch.barrier_arrive(
             barrier_id=int(Fa4FwdBarrier.RESCALE) + WARPGROUP_WARPS * buffer + row.warp,
             number_of_threads=2 * WARP_THREADS,
         )
-    _store_p(row, row_S, buffer)
+    _store_p(cta, softmax, row_S, buffer, row.thread)
+
+
+def _of_block(row: Row, j: cutlass.Int32) -> tuple[ScoreScale, RowSoftmax]:
+    """What the raw scores of block ``j`` are to be multiplied by, and the statistics for it."""
+    if not row.cta.config.has_block_descales:
+        return row.scores, row.softmax
+    key = (row.tile.blocks.n_stop - 1 - j) * row.cta.config.tile_n
+    scores = row.descales.scale(row.scores, row.query, key)
+    return scores, row.softmax.of_block(scores.scale_log2, row.descales.weight(key))
 
 
 @cute.jit
-def _store_p(row: Row, row_S: cute.Tensor, buffer):
-    """P = 2^(S·scale − anchor) to 16 bits, chunk by chunk; the first part is signalled early."""
-    cta = row.cta
+def _store_p(cta: Cta, softmax: RowSoftmax, row_S: cute.Tensor, buffer, thread: cutlass.Int32):
+    """P = 2^(S·scale − anchor) to 16 or 8 bits, chunk by chunk; the first part is signalled
+    early."""
     cfg = cta.config
-    tP = tmem.TmemRow(cta.tmem_p(buffer), cfg.tile_n // 2, CHUNK_COLUMNS // 2, row.thread)
+    chunk_columns = CHUNK_COLUMNS * cfg.tmem_p_columns // cfg.tile_n
+    tP = tmem.TmemRow(cta.tmem_p(buffer), cfg.tmem_p_columns, chunk_columns, thread)
     # The thread's whole row is in registers, and P may be written over it.
     tmem.finish_loads()
     for chunk in cutlass.range_constexpr(tP.num_chunks):
         start = chunk * CHUNK_COLUMNS
         pairs = cfg.polynomial_pairs_of(chunk)
-        row.softmax.exponentiate(row_S, start, start + CHUNK_COLUMNS, pairs)
+        softmax.exponentiate(row_S, start, start + CHUNK_COLUMNS, pairs)
         rP = cute.make_rmem_tensor(CHUNK_COLUMNS, DTYPES[cfg.dtype])
         rP.store(_columns(row_S, chunk).load().to(rP.element_type))
         tP.store(chunk, cute.recast_tensor(rP, cutlass.Float32))

@@ -176,6 +176,13 @@ def is_cubic(num_columns: int, pairs_per_chunk: int) -> Tensor:
     return columns
 
 
+def exp2_of_block(x: Tensor, cubic: Tensor) -> Tensor:
+    """2ˣ of one block, (…, N) or fewer columns; ``cubic`` (N,) as ``is_cubic`` gives it."""
+    cubic = cubic[: x.shape[-1]]
+    power = torch.exp2(x)
+    return torch.where(cubic, exp2_cubic(x), power) if cubic.any() else power
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What all tiles have in common."""
@@ -263,10 +270,7 @@ class _Tile:
         tile.factor = torch.where(stays, 1.0, torch.exp2(tile.anchor - finite))
         # One fma: a product and a sum in fp64, rounded once.
         x = (scores.double() * plan.scale_log2 - finite[..., None].double()).to(scores.dtype)
-        cubic = plan.cubic[: x.shape[-1]]
-        p = torch.exp2(x)
-        if cubic.any():
-            p = torch.where(cubic, exp2_cubic(x), p)
+        p = exp2_of_block(x, plan.cubic)
         tile.row_sum = tile.factor * tile.row_sum + p.sum(dim=-1)
         tile.anchor = anchor
         if event.block > 0:

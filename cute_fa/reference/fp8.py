@@ -14,6 +14,8 @@ maximum and stays at most 2⁸, and l is divided by dv again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,7 @@ def forward(
     window_size: Window = (-1, -1),
     softcap: float = 0.0,
     tile_n: int = 128,
+    exp2: Callable[[Tensor], Tensor] = torch.exp2,
 ) -> tuple[Tensor, Tensor]:
     """Attention and its log-sum-exp, key blocks from right to left.
 
@@ -46,6 +49,7 @@ def forward(
         q, k, v: (B, Sq, Hq, D), (B, Sk, Hk, D), (B, Sk, Hk, Dv), float8_e4m3fn.
         q_descale, k_descale, v_descale: fp32, (B, Hk), or (B, Hk, blocks) with ``block_rows``.
         tile_n: key columns of a step; what P is rounded against depends on it.
+        exp2: 2ˣ of the scores of a step, (…, columns), as the kernel computes it.
 
     Returns:
         out (B, Sq, Hq, Dv) bf16 and lse (B, Hq, Sq) fp32, natural logarithm.
@@ -85,7 +89,7 @@ def forward(
         new_max = torch.maximum(row_max, S.amax(dim=-1))
         anchor = torch.where(new_max == NEG_INF, 0.0, new_max)
         rescale = torch.exp2(row_max - anchor)
-        P = torch.exp2(S - anchor[..., None] + P_EXPONENT)
+        P = exp2(S - anchor[..., None] + P_EXPONENT)
         shares = P if weight is None else P / weight[:, :, None, columns]
         row_sum = rescale * row_sum + shares.sum(dim=-1)
         row_max = new_max
