@@ -137,17 +137,16 @@ def _creeping(problem: AttentionProblem, growth: float) -> Inputs:
     return Inputs(q.to(dtype), k.to(dtype), normal_inputs(problem).v)
 
 
-@pytest.mark.parametrize(("growth", "rescales"), [(7.875, 50), (8.125, 100)])
-def test_a_maximum_that_grows_a_hundred_times(fa4, growth, rescales):
-    """By less than the threshold of 8: it is followed every other time; by more: each time. O and
-    LSE stay within the budget, and are what the reference makes of them."""
+def test_a_maximum_that_grows_a_hundred_times(fa4):
+    """By less than the threshold of 8: it is followed every other time. O and LSE stay within the
+    budget, and are what the reference makes of them."""
     problem = AttentionProblem(1, 3, 101 * 128, 1, 1, 8, 40, "float16", softmax_scale=LN_2)
-    inputs, config = _creeping(problem, growth), fa4.config(problem)
+    inputs, config = _creeping(problem, 7.875), fa4.config(problem)
     out, lse, launch = fa4.run(problem, inputs)
     fa4.assert_right(problem, inputs, out, lse, launch)
     counts = reference.RescaleCounts()
     _assert_like_reference((out, lse), _reference(config, problem, inputs, counts))
-    assert _rescaled_warps(launch, config, blocks=101) == counts.rescaled_warps == rescales
+    assert _rescaled_warps(launch, config, blocks=101) == counts.rescaled_warps == 50
 
 
 # Blocks of 128 keys among which the row's maximum creeps, by 4, 8 or 16 log2 units a block.

@@ -56,3 +56,11 @@ CASES = {
 )
 def test_head_dim(request, rung, problem):
     request.getfixturevalue(rung).check(problem)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_dim", range(8, 129, 8))
+def test_every_multiple_of_8(fa4, head_dim):
+    """A compile each; both dtypes in turn."""
+    dtype = "bfloat16" if head_dim % 16 else "float16"
+    fa4.check(AttentionProblem(1, 70, 150, 1, 1, head_dim, head_dim, dtype, causal=True))
