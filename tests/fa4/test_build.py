@@ -15,6 +15,7 @@ from cute_fa.sim.umma_instruction import InstructionDescriptor, decode
 MASKS = {
     "full": {},
     "causal": {"causal": True},
+    "softcap": {"softcap": 15.0},
     "window-softcap": {"window_size": (64, 64), "softcap": 15.0},
     "causal-left": {"causal": True, "window_size": (130, -1), "dtype": "float16"},
     "varlen-packed": {
@@ -48,6 +49,18 @@ def test_spills_nothing(head_dim, mask):
     config, resources = compiled.config, compiled.resources
     assert resources.stack_bytes == resources.spill_store_bytes == 0
     assert tuple(resources.role_registers.values()) == REGISTERS[config.num_q_tiles]
+
+
+@pytest.mark.parametrize(
+    ("dims", "mask", "stored_bytes"),
+    [((192, 128), "full", 4), ((128, 128), "softcap", 16)],
+    ids=str,
+)
+def test_what_spills(dims, mask, stored_bytes):
+    """The exceptions that the README names: at most this much, once per thread."""
+    resources = _compile(dims[0], mask, head_dim_v=dims[1]).resources
+    assert resources.spill_store_bytes <= stored_bytes
+    assert resources.stack_bytes <= 16
 
 
 def _constants(ptx: str, register: str) -> tuple[int, ...]:
