@@ -355,12 +355,13 @@ _TILES = (
     TileChoice(256, 256, 2, 80, 80),
 )
 
-# Half the bytes and a third ring. Two stages of three tiles of 128 keys fit up to 128 columns.
+# Half the bytes, but a third ring, for V transposed; P in half the registers, so that tiles may be
+# wider. Masked tiles also serve descales of blocks, whose 128 rows they divide.
 _FP8_TILES = (
-    TileChoice(64, 64, 3, 128, 128),
-    TileChoice(128, 128, 2, 128, 128),
-    TileChoice(192, 192, 2, 64, 64),
-    TileChoice(256, 256, 2, 64, 64),
+    TileChoice(64, 64, 3, 160, 128),
+    TileChoice(128, 128, 2, 192, 128),
+    TileChoice(192, 192, 2, 128, 128),
+    TileChoice(256, 256, 2, 96, 64),
 )
 
 # The tanh of a softcap keeps more values alive than 160 registers have room for.
@@ -413,6 +414,7 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
         )
     tile = tile_choice(variant)
     is_masked = variant.causal or variant.has_window_left or variant.has_window_right
+    is_narrow = is_masked or variant.has_block_descales
     config = Fa3FwdConfig(
         dtype=variant.dtype,
         head_dim=variant.head_dim,
@@ -427,7 +429,7 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
         packed_group=variant.packed_group,
         has_block_descales=variant.has_block_descales,
         num_consumers=tile.num_consumers,
-        tile_n=tile.tile_n_masked if is_masked else tile.tile_n,
+        tile_n=tile.tile_n_masked if is_narrow else tile.tile_n,
         is_persistent=is_masked or variant.is_varlen,
         smem_limit_bytes=target.smem_per_block_bytes,
     )

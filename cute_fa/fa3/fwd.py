@@ -49,7 +49,8 @@ class Fa3Fwd:
 
         role       warps                  registers   does
         LOAD       warp 0                 24 or 32    all TMA loads (fwd_load.load)
-        (idle)     warps 1–3              24 or 32    give their registers to the consumers
+        TRANSPOSE  warps 1, 2 if fp8      40 or 32    V as fp8 products want it (fwd_transpose)
+        (idle)     the others of 1–3                  give their registers to the consumers
         CONSUMER   4 warps per strip      240 or 160  products, softmax, results (fwd_mma.attend)
 
         pipe       kind      slots        producer (arrives)    consumer (arrives)
@@ -57,6 +58,8 @@ class Fa3Fwd:
                                                                 follow: is_persistent)
         pipe_k     TmaPipe   ``stages``   LOAD (1 + tx bytes)   CONSUMER (1 per warp)
         pipe_v     TmaPipe   ``stages``   LOAD (1 + tx bytes)   CONSUMER (1 per warp)
+          of fp8   TmaPipe   ``stages``   LOAD (1 + tx bytes)   TRANSPOSE (1 per warp)
+        pipe_vt    WarpPipe  ``stages``   TRANSPOSE (1 a warp)  CONSUMER (1 per warp)
 
         named barrier  threads  who
         TURN + w       256      consumer w waits, the consumer before it in the cycle arrives

@@ -37,6 +37,6 @@ def _transpose_tile(cta: Cta, tile: StripedTile, part: cutlass.Int32) -> Uses:
         sV = cta.sV[None, None, pipe_v.slot(n)]
         sVt = cta.sVt[None, None, pipe_vt.slot(n)]
         transpose_bytes(sV, sVt, part, TRANSPOSE_WARPS)
-        pipe_v.release(n)
         pipe_vt.commit(n)
+        pipe_v.release(n)
     return tile.uses_after

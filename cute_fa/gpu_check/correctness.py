@@ -38,6 +38,8 @@ def uncheckable(kernels: list[BundleKernel]) -> Iterator[Outcome]:
     for kernel in kernels:
         if not list(grid(kernel.variant, tiny=True)):
             reason = f"no inputs are made in {kernel.variant.dtype}"
+            if kernel.variant.has_block_descales:
+                reason += " with descales of blocks"
             yield Outcome("correctness", kernel.label, None, reason)
 
 

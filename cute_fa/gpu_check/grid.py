@@ -71,7 +71,7 @@ _KINDS: dict[str, Callable[[Case], Inputs]] = {
 
 def grid(variant: KernelVariant, *, tiny: bool = False) -> Iterator[GridCase]:
     """Every problem of the variant with normal inputs, and the first ones with structured inputs;
-    nothing if no inputs are made in its dtype.
+    nothing if no inputs are made in its dtype, or with the descales of blocks that it wants.
 
     Args:
         tiny: one small problem, for the simulator.
@@ -96,6 +96,8 @@ def _is_possible(candidate: GridCase) -> bool:
 def _problems(
     variant: KernelVariant, tiny: bool
 ) -> Iterator[tuple[str, AttentionProblem | VarlenProblem]]:
+    if variant.has_block_descales:
+        return
     if variant.is_varlen:
         lengths_q, lengths_k = PACKED_TINY if tiny else PACKED_FULL
         yield (

@@ -33,10 +33,8 @@ class Descales(NamedTuple):
 
     def arguments(self, batch: int, heads_k: int, device: torch.device) -> tuple[Tensor, ...]:
         """What a kernel for FP8 inputs wants of them: fp32 (B, Hk, blocks)."""
-        return tuple(
-            _one(device).expand(batch, heads_k, 1) if x is None else x.view(*x.shape[:2], -1)
-            for x in self
-        )
+        one = _one(device).expand(batch, heads_k, 1)
+        return tuple(one if x is None else x[..., None] if x.ndim == 2 else x for x in self)
 
 
 NO_DESCALES = Descales()

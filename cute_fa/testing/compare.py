@@ -1,7 +1,8 @@
 """The error budget that every kernel of this project is held to.
 
 Golden is the dense fp64 reference on the same (already rounded) inputs. The yardstick is the error
-that the same computation makes in eager PyTorch at the input precision. A kernel passes if its
+that the same computation makes in eager PyTorch at the input precision; of FP8 inputs, that the
+FP8 reference makes, with descales of 1. A kernel passes if its
 error is at most twice that, plus one rounding of the output, both as elementwise maximum and as
 RMS, and both absolutely and relative to each row's own size: under a causal mask the first rows are
 large and would hide what happens to the last ones.
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cute_fa.errors import InvalidArgumentError
-from cute_fa.problem import AttentionProblem
+from cute_fa.problem import AttentionProblem, out_dtype
+from cute_fa.reference import fp8
 from cute_fa.reference.dense import attention, attention_low_precision
 from cute_fa.testing.cases import call_arguments
 from cute_fa.varlen import VarlenProblem
@@ -236,10 +239,17 @@ def _expectation(q: Tensor, k: Tensor, v: Tensor, problem: AttentionProblem) -> 
     size = attention(q.double(), k.double(), v.double().abs(), **options)[0]
     return _Expectation(
         *attention(q.double(), k.double(), v.double(), **options),
-        *attention_low_precision(q, k, v, **options),
+        *_yardstick(q, k, v, **options),
         size,
         _rounding_bound(q, k, v, problem, size),
     )
+
+
+def _yardstick(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    if q.dtype.itemsize == 1:
+        one = torch.ones(k.shape[0], k.shape[2], device=k.device)
+        return fp8.forward(q, k, v, one, one, one, **options)
+    return attention_low_precision(q, k, v, **options)
 
 
 def _packed_expectation(q: Tensor, k: Tensor, v: Tensor, problem: VarlenProblem) -> _Expectation:
@@ -248,7 +258,7 @@ def _packed_expectation(q: Tensor, k: Tensor, v: Tensor, problem: VarlenProblem)
     out = q.new_zeros(*q.shape[:2], v.shape[2], dtype=torch.float64)
     lse = q.new_full((q.shape[1], q.shape[0]), -math.inf, dtype=torch.float64)
     smallest = torch.full_like(out, torch.finfo(torch.float64).tiny)
-    packed = _Expectation(out, lse, out.to(q.dtype), lse.float(), out.clone(), smallest)
+    packed = _Expectation(out, lse, out.to(_out_dtype(q)), lse.float(), out.clone(), smallest)
     sequences = zip(packing.rows_q, packing.rows_k, problem.sequences(), strict=True)
     for rows_q, rows_k, sequence in sequences:
         of_q, of_k = slice(rows_q.start, rows_q.stop), slice(rows_k.start, rows_k.stop)
@@ -293,13 +303,17 @@ def _require_same_problem(
 def _shape_problems(out: Tensor, lse: Tensor | None, q: Tensor, v: Tensor) -> tuple[str, ...]:
     *batch, rows, heads_q, _ = q.shape
     problems = []
-    if tuple(out.shape) != (*batch, rows, heads_q, v.shape[-1]) or out.dtype != q.dtype:
+    if tuple(out.shape) != (*batch, rows, heads_q, v.shape[-1]) or out.dtype != _out_dtype(q):
         problems.append(f"out is {tuple(out.shape)} {out.dtype}")
     if lse is not None and (
         tuple(lse.shape) != (*batch, heads_q, rows) or lse.dtype != torch.float32
     ):
         problems.append(f"lse is {tuple(lse.shape)} {lse.dtype}")
     return tuple(problems)
+
+
+def _out_dtype(q: Tensor) -> torch.dtype:
+    return getattr(torch, out_dtype(str(q.dtype).removeprefix("torch.")))
 
 
 def _error(x: Tensor, gold: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cute_fa.errors import InvalidArgumentError, UnsupportedError
-from cute_fa.problem import AttentionProblem
+from cute_fa.problem import AttentionProblem, out_dtype
 from cute_fa.varlen import VarlenProblem
 
 Problem = AttentionProblem | VarlenProblem
@@ -24,7 +24,11 @@ Problem = AttentionProblem | VarlenProblem
 if TYPE_CHECKING:
     from cute_fa.testing.cases import Case
 
-TORCH_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+TORCH_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+}
 
 LAYOUTS = (
     "contiguous",
@@ -36,13 +40,16 @@ LAYOUTS = (
     "same_batch",
 )
 
-# Integers up to 256 are exact in both half formats; 0 would show the weights of other columns.
-CODES = 251
+# Integers up to 256 are exact in both half formats, up to 16 in e4m3; 0 would show the weights of
+# other columns.
+CODES = {"float16": 251, "bfloat16": 251, "float8_e4m3fn": 16}
+# The largest power of two that all formats of that size have.
+MAX_FACTOR = {"float16": 2.0**15, "bfloat16": 2.0**15, "float8_e4m3fn": 2.0**8}
 
 
 class Inputs(NamedTuple):
     """q (B, Sq, Hq, D), k (B, Sk, Hk, D), v (B, Sk, Hk, Dv) and, where it is known without any
-    computation, the exact output (B, Sq, Hq, Dv).
+    computation, the exact output (B, Sq, Hq, Dv) in the output's dtype.
 
     Of packed sequences q (Tq, Hq, D), k (Tk, Hk, D), v (Tk, Hk, Dv), output (Tq, Hq, Dv), with NaN
     in all rows that do not count.
@@ -77,8 +84,9 @@ def place(x: Tensor, layout: str) -> Tensor:
     if layout == "same_batch":
         return x[:1].contiguous().expand(x.shape)
     if layout == "sliced":
-        storage = x.new_full((batch + 1, seqlen + 3, heads + 2, dim + 8), math.nan)
-        view = storage[:batch, 2 : seqlen + 2, 1 : heads + 1, 8:]
+        chunk = 16 // x.element_size()
+        storage = x.new_full((batch + 1, seqlen + 3, heads + 2, dim + chunk), math.nan)
+        view = storage[:batch, 2 : seqlen + 2, 1 : heads + 1, chunk:]
     elif layout == "packed":
         storage = x.new_full((batch, seqlen, 3, heads, dim), math.nan)
         view = storage[:, :, 1]
@@ -135,10 +143,11 @@ def normal_inputs(
 def _pack(problem: VarlenProblem, make: Callable[[int, AttentionProblem], Inputs]) -> Inputs:
     """What ``make(number, sequence)`` gives for each sequence, packed; NaN where nothing counts."""
     packing, dtype, p = problem.require_packing(), _dtype(problem.padded), problem.padded
+    of_out = _out_dtype(p)
     q = torch.full((problem.total_q, p.heads_q, p.head_dim), math.nan, dtype=dtype)
     k = torch.full((problem.total_k, p.heads_k, p.head_dim), math.nan, dtype=dtype)
     v = torch.full((problem.total_k, p.heads_k, p.head_dim_v), math.nan, dtype=dtype)
-    expected = torch.zeros((problem.total_q, p.heads_q, p.head_dim_v), dtype=dtype)
+    expected = torch.zeros((problem.total_q, p.heads_q, p.head_dim_v), dtype=of_out)
     is_known = True
     sequences = zip(packing.rows_q, packing.rows_k, problem.sequences(), strict=True)
     for number, (rows_q, rows_k, sequence) in enumerate(sequences):
@@ -198,15 +207,17 @@ def _index_coded(problem: AttentionProblem, seed: int, first_batch: int) -> Inpu
     # Codes differ in at least one bit, which is spelled D // bits times or more.
     copies = head_dim // (int(bits.max()) + 1)
     factor = 2.0 ** math.ceil(math.log2(40.0 / (2.0 * problem.scale * copies)))
-    if factor > 2.0**15:
+    largest = MAX_FACTOR[problem.dtype]
+    if factor > largest:
         raise UnsupportedError(
-            "scores cannot be made to pick one column: q would leave fp16's range",
+            f"scores cannot be made to pick one column: q would leave {problem.dtype}'s range",
             got=f"a factor of {factor:.3g} at scale {problem.scale}",
-            expected="up to 2**15",
+            expected=f"up to {largest:.0f}",
         )
+    codes = CODES[problem.dtype]
     index = torch.cartesian_prod(*(torch.arange(size) for size in v_shape)).view(*v_shape, 4)
     index[..., 0] += first_batch
-    v = (index * torch.tensor([13, 7, 11, 3])).sum(dim=-1) % CODES + 1  # (B, Sk, Hk, Dv)
+    v = (index * torch.tensor([13, 7, 11, 3])).sum(dim=-1) % codes + 1  # (B, Sk, Hk, Dv)
 
     q = torch.zeros(q_shape)
     expected = torch.zeros(*q_shape[:3], problem.head_dim_v)
@@ -220,7 +231,8 @@ def _index_coded(problem: AttentionProblem, seed: int, first_batch: int) -> Inpu
                     q[b, i, h] = factor * spelled[column]
                     expected[b, i, h] = v[b, column, h // group]
     k = spelled[None, :, None].expand(k_shape)
-    return Inputs(q.to(dtype), k.to(dtype).contiguous(), v.to(dtype), expected.to(dtype))
+    expected = expected.to(_out_dtype(problem))
+    return Inputs(q.to(dtype), k.to(dtype).contiguous(), v.to(dtype), expected)
 
 
 def extreme_inputs(problem: Problem, *, magnitude: float) -> Inputs:
@@ -246,8 +258,9 @@ def extreme_inputs(problem: Problem, *, magnitude: float) -> Inputs:
     q = torch.full(q_shape, sign * size)
     k = (size * steps)[None, :, None, None].expand(k_shape)
     sees = torch.tensor([lo < hi for lo, hi in map(problem.visible_columns, range(q_shape[1]))])
-    expected = sees.to(dtype)[None, :, None, None].expand(*q_shape[:3], problem.head_dim_v)
-    return Inputs(q.to(dtype), k.to(dtype).contiguous(), torch.ones(v_shape, dtype=dtype), expected)
+    v = torch.ones(v_shape).to(dtype)
+    expected = sees[None, :, None, None].expand(*q_shape[:3], problem.head_dim_v)
+    return Inputs(q.to(dtype), k.to(dtype).contiguous(), v, expected.to(_out_dtype(problem)))
 
 
 def make_inputs(case: Case) -> Inputs:
@@ -263,6 +276,10 @@ def _dtype(problem: AttentionProblem) -> torch.dtype:
     return TORCH_DTYPES[problem.dtype]
 
 
+def _out_dtype(problem: AttentionProblem) -> torch.dtype:
+    return TORCH_DTYPES[out_dtype(problem.dtype)]
+
+
 def _shapes(p: AttentionProblem) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     return (
         (p.batch, p.seqlen_q, p.heads_q, p.head_dim),
@@ -273,5 +290,5 @@ def _shapes(p: AttentionProblem) -> tuple[tuple[int, ...], tuple[int, ...], tupl
 
 def _unit_rows(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     seqlen, dim = shape[1], shape[3]
-    rows = torch.eye(dim, dtype=dtype)[torch.arange(seqlen) % dim]  # (S, D)
+    rows = torch.eye(dim).to(dtype)[torch.arange(seqlen) % dim]  # (S, D)
     return rows[None, :, None].expand(shape).contiguous()

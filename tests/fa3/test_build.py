@@ -22,6 +22,14 @@ MASKS = {
         "window_size": (64, 64),
         "packed_group": 8,
     },
+    "fp8": {"dtype": "float8_e4m3fn"},
+    "fp8-causal": {"dtype": "float8_e4m3fn", "causal": True},
+    "fp8-window-softcap-blocks": {
+        "dtype": "float8_e4m3fn",
+        "window_size": (64, 64),
+        "softcap": 15.0,
+        "block_descales": True,
+    },
 }
 # Each row of the tile table once with few and once with many values alive beside the accumulators.
 GRID = [
@@ -30,14 +38,14 @@ GRID = [
     *((dim, dim, "window-softcap") for dim in (64, 128, 192, 256)),
     (128, 128, "varlen"),
     *((dim, dim, "varlen-window-packed") for dim in (64, 256)),
+    *((dim, dim, "fp8") for dim in (64, 128, 256)),
+    *((dim, dim, "fp8-window-softcap-blocks") for dim in (64, 128, 192, 256)),
 ]
 
 
 def _compile(head_dim: int, head_dim_v: int, mask: str):
-    dtype = "bfloat16" if head_dim % 64 else "float16"
-    return compile(
-        "fa3", arch="sm_90a", dtype=dtype, head_dim=head_dim, head_dim_v=head_dim_v, **MASKS[mask]
-    )
+    features = {"dtype": "bfloat16" if head_dim % 64 else "float16", **MASKS[mask]}
+    return compile("fa3", arch="sm_90a", head_dim=head_dim, head_dim_v=head_dim_v, **features)
 
 
 @pytest.mark.parametrize(("head_dim", "head_dim_v", "mask"), GRID)
@@ -90,15 +98,39 @@ def test_packed_sequences_and_heads_are_boxes_too(mask, dims):
     assert "cp.async.c" not in ptx
 
 
+def test_fp8_products_take_keys_as_they_come():
+    """Twice the depth of 16-bit products; V through ldmatrix and stmatrix, by two warps; and P from
+    the accumulators without a shuffle: all there are reduce a row over its quad."""
+    compiled = _compile(128, 128, "fp8")
+    config, ptx = compiled.config, compiled.ptx
+    products = re.findall(r"wgmma\.mma_async\S*\.(m64n\d+k32)\.f32\.e4m3\.e4m3 ", ptx)
+    assert len(products) == ptx.count("wgmma.mma_async") == 2 * (128 // 32 + config.tile_n // 32)
+    assert "QGMMA" in compiled.sass and "HGMMA" not in compiled.sass
+    turned = (config.tile_n // 32) * (config.padded_dv // 16 // 2)
+    assert ptx.count("ldmatrix.sync.aligned.m8n8.x4.trans") == ptx.count("ldmatrix") == turned
+    assert ptx.count("prmt.b32") >= 4 * turned
+    of_o = config.padded_dv // 16
+    assert ptx.count("stmatrix.sync.aligned.m8n8.x4.shared") == turned + of_o
+    # Two for each row's maximum in a block, and for its l at the end; four make numbers uniform.
+    rows, softmaxes = 2, 2
+    assert ptx.count("shfl.sync.bfly") == rows * 2 * (softmaxes + 1)
+    assert ptx.count("shfl.sync.idx") == ptx.count("shfl.sync") - ptx.count("shfl.sync.bfly") == 4
+    assert ptx.count("cvt.rn.satfinite.e4m3x2.f32") == softmaxes * config.tile_n // 4
+
+
 def _events(sass: str) -> list[str]:
     """wgmma waits and exponentials of a kernel, in order."""
     names = {"gsb0, 0x1": "wait 1", "gsb0, 0x0": "wait 0", "MUFU.EX2": "ex2"}
-    found = re.findall(r"WARPGROUP\.DEPBAR\.LE (gsb0, 0x[01])|(MUFU\.EX2)|(HGMMA)", sass)
+    found = re.findall(r"WARPGROUP\.DEPBAR\.LE (gsb0, 0x[01])|(MUFU\.EX2)|([HQ]GMMA)", sass)
     return [names.get("".join(match), "gemm") for match in found]
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "mask", "bodies"), [(128, "full", 1), (64, "causal", 2), (256, "causal", 2)]
+    ("head_dim", "mask", "bodies"),
+    [
+        *((128, "full", 1), (64, "causal", 2), (256, "causal", 2)),
+        *((128, "fp8", 1), (64, "fp8-causal", 2)),
+    ],
 )
 def test_softmax_runs_while_pv_is_in_flight(head_dim, mask, bodies):
     """In every loop body all exponentials stand between the two waits, in the machine code."""
@@ -108,7 +140,7 @@ def test_softmax_runs_while_pv_is_in_flight(head_dim, mask, bodies):
         pytest.skip(str(error))
     compiled = _compile(head_dim, head_dim, mask)
     events = _events(compiled.sass)
-    gemms = re.findall(r"HGMMA\S* .*", compiled.sass)
+    gemms = re.findall(r"[HQ]GMMA\S* .*", compiled.sass)
     # One completion per product and one arrival per turn: a compiler that serialises wgmma, which
     # it does without an error, makes one of each per instruction.
     assert sum("gsb0" in line for line in gemms) == 2 * (1 + bodies)

@@ -8,6 +8,7 @@ import pytest
 
 from cute_fa.errors import InvalidArgumentError, UnsupportedError
 from cute_fa.fa3.config import (
+    FP8_REGISTERS,
     REGISTERS,
     REGISTERS_PER_SM,
     Fa3FwdConfig,
@@ -49,6 +50,43 @@ def test_tile_table(head_dim, head_dim_v, causal):
     smem_kib = (config.smem_bytes - 8 * config.num_mbarriers) / KIB
     got = (config.tile_m, config.tile_n, config.num_consumers, smem_kib)
     assert got == TABLE[head_dim, head_dim_v, causal]
+
+
+# The same of fp8 inputs, with the third ring.
+FP8_TABLE = {
+    (64, 64, False): (192, 160, 3, 84),
+    (64, 64, True): (192, 128, 3, 84),
+    (96, 96, False): (128, 192, 2, 132),
+    (128, 128, False): (128, 192, 2, 176),
+    (128, 128, True): (128, 128, 2, 144),
+    (192, 128, False): (128, 128, 2, 144),
+    (192, 192, True): (128, 128, 2, 216),
+    (256, 256, False): (128, 96, 2, 208),
+    (256, 256, True): (128, 64, 2, 192),
+}
+
+
+@pytest.mark.parametrize(("head_dim", "head_dim_v", "causal"), FP8_TABLE)
+def test_fp8_tile_table(head_dim, head_dim_v, causal):
+    config = pick_fwd(KernelVariant("float8_e4m3fn", head_dim, head_dim_v, causal), HOPPER)
+    smem_kib = (config.smem_bytes - 8 * config.num_mbarriers) / KIB
+    got = (config.tile_m, config.tile_n, config.num_consumers, smem_kib)
+    assert got == FP8_TABLE[head_dim, head_dim_v, causal]
+
+
+@pytest.mark.parametrize("has_block_descales", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_pair_of_head_dims_has_an_fp8_plan(causal, has_block_descales):
+    for head_dim in range(16, 257, 16):
+        for head_dim_v in range(16, 257, 16):
+            variant = KernelVariant(
+                "float8_e4m3fn",
+                *(head_dim, head_dim_v, causal),
+                has_block_descales=has_block_descales,
+            )
+            config = pick_fwd(variant, HOPPER)
+            assert config.smem_bytes <= HOPPER.smem_per_block_bytes
+            assert not has_block_descales or 128 % config.tile_n == 0
 
 
 @pytest.mark.parametrize("mask", [{}, {"causal": True}, {"has_softcap": True}])
@@ -113,10 +151,11 @@ def test_preferred_group_of_packed_sequences_goes_by_the_mean_length():
     assert preferred_group(full) == 1
 
 
+@pytest.mark.parametrize("registers", [REGISTERS, FP8_REGISTERS])
 @pytest.mark.parametrize("num_consumers", REGISTERS)
-def test_registers_fit_the_register_file(num_consumers):
+def test_registers_fit_the_register_file(num_consumers, registers):
     """setmaxnreg only moves registers within what the CTA was launched with."""
-    producer, consumer = REGISTERS[num_consumers]
+    producer, consumer = registers[num_consumers]
     threads = 128 * (1 + num_consumers)
     at_launch = min(REGISTERS_PER_SM // threads // 8 * 8, 255)
     assert 128 * (producer + num_consumers * consumer) <= threads * at_launch
@@ -139,6 +178,13 @@ def test_workspace_is_empty():
         ({"tile_n": 272}, "up to 256"),
         ({"stages": 1}, "at least 2"),
         ({"packed_group": 3}, "a divisor of 64"),
+        ({"dtype": "float8_e4m3fn", "head_dim": 72}, "multiple of 16"),
+        ({"dtype": "float8_e4m3fn", "tile_n": 112}, "multiple of 32"),
+        ({"has_block_descales": True}, "fp8 inputs"),
+        (
+            {"dtype": "float8_e4m3fn", "has_block_descales": True, "tile_n": 96},
+            "a divisor of 128",
+        ),
         ({"packed_group": 128}, "a divisor of 64"),
         ({"is_causal": True, "has_window_right": True}, "right window of 0"),
         ({"num_consumers": 3, "tile_n": 208}, "S 208/2 + P 208/4 + O 64/2 = 188"),

@@ -216,8 +216,10 @@ def test_the_grid_is_of_the_variant(variant: KernelVariant, tiny: bool) -> None:
         assert (case.inputs().expected is not None) == case.exact
 
 
-def test_fp8_is_not_taken_for_checked(bundle: LoadedBundle) -> None:
-    kernel = replace(bundle.kernels[0], variant=KernelVariant("float8_e4m3fn", 64, 64))
+def test_what_has_no_inputs_is_not_taken_for_checked(bundle: LoadedBundle) -> None:
+    fp8 = KernelVariant("float8_e4m3fn", 64, 64)
+    assert {case.kind for case in grid(fp8, tiny=True)} == {"normal", "one hot", "index", "extreme"}
+    kernel = replace(bundle.kernels[0], variant=replace(fp8, has_block_descales=True))
     [outcome] = correctness.uncheckable([kernel, bundle.kernels[0]])
     assert outcome.ok is None and "float8_e4m3fn" in outcome.detail
 

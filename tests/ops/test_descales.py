@@ -1,0 +1,108 @@
+"""Descales of FP8 inputs: what is refused, what None stands for, and the operator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import cute_fa
+from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
+from cute_fa.ops.checks import Options, check_call
+from cute_fa.ops.descales import Descales
+
+FP8 = torch.float8_e4m3fn
+OPTIONS = Options(arch="sm_90a")
+
+
+def qkv(dtype: torch.dtype = FP8, dim: int = 64) -> tuple[torch.Tensor, ...]:
+    """Two batches of 200 queries in four heads and 300 keys in two."""
+    q, k = torch.ones(2, 200, 4, dim).to(dtype), torch.ones(2, 300, 2, dim).to(dtype)
+    return q, k, k
+
+
+def ones(*shape: int) -> torch.Tensor:
+    return torch.ones(shape)
+
+
+BLOCKS = Descales(ones(2, 2, 2), ones(2, 2, 3), ones(2, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("descales", "error", "words"),
+    [
+        (Descales(q=2.0), InvalidTypeError, "q_descale is not an fp32 tensor"),
+        (Descales(k=ones(2, 2).double()), InvalidTypeError, "k_descale is not an fp32 tensor"),
+        (Descales(v=ones(2, 2).to("meta")), InvalidArgumentError, "another device"),
+        (Descales(q=ones(2, 4)), InvalidArgumentError, r"\(B, Hk\) = \(2, 2\)"),
+        (BLOCKS._replace(q=ones(2, 2, 3)), InvalidArgumentError, "q_descale has the wrong shape"),
+        (BLOCKS._replace(k=ones(2, 2)), InvalidArgumentError, "k_descale has the wrong shape"),
+        (BLOCKS._replace(v=None), InvalidArgumentError, "some are missing"),
+        (Descales(k=-ones(2, 2)), InvalidArgumentError, "positive, finite"),
+        (Descales(v=ones(2, 2) / 0), InvalidArgumentError, "positive, finite"),
+    ],
+)
+def test_wrong_descales_are_refused(descales, error, words):
+    with pytest.raises(error, match=words):
+        check_call(*qkv(), OPTIONS, descales=descales)
+
+
+def test_descales_decide_the_kernel():
+    assert not check_call(*qkv(), OPTIONS).variant.has_block_descales
+    per_head = Descales(ones(2, 2), None, ones(2, 2))
+    assert not check_call(*qkv(), OPTIONS, descales=per_head).variant.has_block_descales
+    call = check_call(*qkv(), OPTIONS, descales=BLOCKS)
+    assert call.variant.has_block_descales and call.generation == "fa3"
+
+
+def test_fp8_goes_to_hopper_by_itself():
+    assert check_call(*qkv(), Options()).target.arch == "sm_90a"
+    with pytest.raises(UnsupportedError, match="16-bit"):
+        check_call(*qkv(), Options(generation="fa2"))
+
+
+def test_16_bit_inputs_have_no_descales():
+    with pytest.raises(InvalidArgumentError, match="belongs to FP8 inputs"):
+        cute_fa.flash_attn_func(*qkv(dtype=torch.float16), q_descale=ones(2, 2))
+
+
+def test_head_dims_are_multiples_of_16():
+    with pytest.raises(InvalidArgumentError, match="not a multiple of 16"):
+        cute_fa.flash_attn_func(*qkv(dim=72))
+
+
+def test_packed_sequences_are_refused():
+    q = torch.ones(8, 2, 64).to(FP8)
+    borders = torch.tensor([0, 8], dtype=torch.int32)
+    with pytest.raises(UnsupportedError, match="packed FP8"):
+        cute_fa.flash_attn_varlen_func(
+            *(q, q, q), cu_seqlens_q=borders, cu_seqlens_k=borders, max_seqlen_q=8, max_seqlen_k=8
+        )
+
+
+def test_none_stands_for_ones_without_memory_of_their_own():
+    q, k, v = Descales(q=ones(2, 3)).arguments(2, 3, torch.device("cpu"))
+    assert q.shape == k.shape == v.shape == (2, 3, 1)
+    assert k.eq(1).all() and k.data_ptr() == v.data_ptr() and k.stride()[:2] == (0, 0)
+
+
+def test_the_operator_takes_them():
+    """Shapes and dtype of a traced call, and the same checks."""
+    q, k, v = (x.to("meta") for x in qkv())
+    descales = [x.to("meta") for x in BLOCKS]
+    named = dict(zip(("q_descale", "k_descale", "v_descale"), descales, strict=True))
+    out, lse = cute_fa.flash_attn_func(q, k, v, return_lse=True, **named)
+    assert out.shape == (2, 200, 4, 64) and out.dtype == torch.bfloat16
+    assert lse.shape == (2, 4, 200) and lse.dtype == torch.float32
+    with pytest.raises(InvalidArgumentError, match="wrong shape"):
+        cute_fa.flash_attn_func(q, k, v, q_descale=descales[0][:1])
+
+
+def test_a_compiled_call_is_the_call():
+    q = torch.randn(1, 20, 1, 64, generator=torch.Generator().manual_seed(0)).to(FP8)
+    descale = torch.full((1, 1), 0.5)
+
+    def call(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return cute_fa.flash_attn_func(x, x, x, q_descale=scale, v_descale=scale, causal=True)
+
+    compiled = torch.compile(call, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(q, descale), call(q, descale))
