@@ -12,6 +12,9 @@ from torch import Tensor
 import cute_fa
 from cute_fa import quant, sim
 from cute_fa.ops import last_launches
+from cute_fa.ops.checks import Options, check_call
+from cute_fa.ops.descales import Descales
+from cute_fa.ops.launch import kernel_of
 from cute_fa.quant import BLOCK_ROWS, QuantizedQKV
 from cute_fa.reference import dense, fp8
 
@@ -68,8 +71,12 @@ def check(
         exp2: how the rung computes exponentials, as ``fp8.forward`` takes it.
     """
     out, lse = attention(inputs, generation=generation, pack_gqa=pack_gqa, **mask)
-    block_rows = None if inputs.q_descale.ndim == 2 else BLOCK_ROWS
-    expected, expected_lse = fp8.forward(*inputs, block_rows=block_rows, exp2=exp2, **mask)
+    options = Options(generation=generation, pack_gqa=pack_gqa, **mask)
+    call = check_call(*inputs[:3], options, descales=Descales(*inputs[3:]))
+    how: dict[str, Any] = {"exp2": exp2, "tile_n": kernel_of(call).config.tile_n}
+    if call.has_block_descales:
+        how["block_rows"] = BLOCK_ROWS
+    expected, expected_lse = fp8.forward(*inputs, **how, **mask)
     assert out.dtype == torch.bfloat16
     error, size = (x.double().square().mean().sqrt() for x in (out - expected, expected))
     assert error <= 2.0**-10 * size
