@@ -65,7 +65,9 @@ def add_problem(parser: argparse.ArgumentParser) -> None:
     shapes.add_argument("--heads-k", type=int, help="K/V heads, if fewer (GQA, MQA)")
     shapes.add_argument("-d", "--head-dim", type=int, default=64)
     shapes.add_argument("--head-dim-v", type=int, help="of V, if it differs")
-    shapes.add_argument("--dtype", default="bfloat16", help="bfloat16 (default) or float16")
+    shapes.add_argument(
+        "--dtype", default="bfloat16", help="bfloat16 (default), float16, float8_e4m3fn"
+    )
     shapes.add_argument("--scale", type=float, help="softmax scale; default head_dim ** -0.5")
     add_masks(parser)
     packed = parser.add_argument_group("packed sequences, in place of --batch and --seqlen")
