@@ -55,7 +55,7 @@ def flash_attn_func(
     (torch.Size([1, 100, 2, 64]), torch.Size([1, 2, 100]))
 
     Args:
-        q: (B, Sq, Hq, D), float16 or bfloat16; float8_e4m3fn on Hopper.
+        q: (B, Sq, Hq, D), float16 or bfloat16; float8_e4m3fn with FA3 and FA4.
         k: (B, Sk, Hk, D). Hk divides Hq: query head h attends to K/V head h // (Hq // Hk).
         v: (B, Sk, Hk, Dv). D and Dv are multiples of 8, of FP8 inputs of 16, up to 256. The last
             stride of q, k, v is 1 and the others are multiples of 16 bytes (0 too); no tensor is

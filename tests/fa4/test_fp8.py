@@ -133,6 +133,15 @@ def test_plan(head_dim, head_dim_v):
         replace(config, rescale_threshold=1.0)
 
 
+@pytest.mark.parametrize("features", [{}, {"causal": True, "has_block_descales": True}], ids=str)
+def test_every_pair_of_head_dims_has_a_plan(features):
+    for head_dim in range(16, 257, 16):
+        for head_dim_v in range(16, 257, 16):
+            variant = replace(VARIANT, head_dim=head_dim, head_dim_v=head_dim_v, **features)
+            config = pick_fwd(variant, BLACKWELL)
+            assert config.stages >= 3 and config.has_own_o == config.is_persistent == (not features)
+
+
 def test_what_is_refused():
     with pytest.raises(InvalidArgumentError, match="multiple of 16"):
         replace(pick_fwd(VARIANT, BLACKWELL), head_dim=72)
