@@ -294,7 +294,11 @@ def test_bad_arguments_are_refused_before_compiling(
 
 @pytest.mark.parametrize(
     ("dtype", "name"),
-    [(torch.bfloat16, "bfloat16"), ("bf16", "bfloat16"), ("half", "float16"), ("FP16", "float16")],
+    [
+        *((torch.bfloat16, "bfloat16"), ("bf16", "bfloat16")),
+        *(("half", "float16"), ("FP16", "float16")),
+        *((torch.float8_e4m3fn, "float8_e4m3fn"), ("fp8", "float8_e4m3fn")),
+    ],
 )
 def test_dtypes_by_object_and_name(dtype: object, name: str) -> None:
     assert dtype_name(dtype) == name
