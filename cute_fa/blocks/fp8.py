@@ -1,7 +1,8 @@
 """FP8 (e4m3) tensors: their bytes in pairs, P as an operand, and the scales that belong to them.
 
 TMA, swizzles, ldmatrix and stmatrix treat a tile of bytes as one of 16-bit *pairs*, half as wide;
-only the tensor core sees single elements. A swizzle moves chunks of 16 bytes, so both views fit one layout.
+only the tensor core sees single elements. A swizzle moves chunks of 16 bytes, so both views fit one
+layout.
 
 A stored number stands for itself times a descale (``cute_fa.quant``). What multiplies a whole tile
 is left out of its product and applied to the result: S of query rows m and key block n is
