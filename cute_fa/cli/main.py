@@ -85,7 +85,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     # Only the command that is asked for is imported, and it alone describes its arguments.
     asked = next((word for word in argv if not word.startswith("-")), None)
     for name, (module_name, text) in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=text, description=text.capitalize() + ".")
+        subparser = subparsers.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + "."
+        )
         if name == asked:
             module = importlib.import_module(f"cute_fa.cli.{module_name}")
             module.add_arguments(subparser)

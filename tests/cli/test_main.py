@@ -141,3 +141,9 @@ def test_an_error_of_a_file_is_not_taken_for_the_outputs(monkeypatch: pytest.Mon
     fail_with(OSError(errno.ENOSPC, "full", "/some/file"), monkeypatch)
     with pytest.raises(OSError, match="/some/file"):
         main(["list"])
+
+
+def test_descriptions_keep_their_capitals(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    assert "on a GPU" in " ".join(capsys.readouterr().out.split())
