@@ -49,14 +49,19 @@ class Signal:
         if use > 0:
             self.wait(slot, use - 1)
 
-    @cute.jit
-    def arrive(self, slot):
+    def arrive(self, slot) -> None:
         """A warp: what its threads have done so far is done."""
+        self.arrive_at((slot,))
+
+    @cute.jit
+    def arrive_at(self, slots):
+        """The same for several slots."""
         if cutlass.const_expr(self.orders_tmem):
             tmem.fence_before_signal()
         cute.arch.sync_warp()
         with cute.arch.elect_one():
-            cute.arch.mbarrier_arrive(self.mbarriers + slot)
+            for slot in slots:
+                cute.arch.mbarrier_arrive(self.mbarriers + slot)
 
     @cute.jit
     def commit(self, slot):

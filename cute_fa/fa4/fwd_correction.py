@@ -47,9 +47,8 @@ def _correct_tile(cta: Cta, tile: RowTile, thread: cutlass.Int32, warp: cutlass.
     cfg = cta.config
     count = tile.blocks.count
     if count > 0:
-        for i in cutlass.range_constexpr(cfg.num_q_tiles):
-            # The first product overwrites O, which this role has read: nothing to rescale.
-            cta.signals.p.arrive(cta.s_buffer(tile, i, 0))
+        # The first product overwrites O, which this role has read: nothing to rescale.
+        cta.signals.p.arrive_at(tuple(cta.s_buffer(tile, i, 0) for i in range(cfg.num_q_tiles)))
     for t in cutlass.range(cfg.num_q_tiles, count * cfg.num_q_tiles, unroll=1):
         i, j = t % cfg.num_q_tiles, t // cfg.num_q_tiles
         _rescale(cta, tile, i, j, thread, warp)

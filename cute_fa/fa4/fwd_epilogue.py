@@ -23,8 +23,9 @@ def store_o(cta: Cta):
         return _store_tile(cta, cta.tile(work, uses))
 
     for_each_tile(cta.schedule, store_tile, Uses.none())
-    # Shared memory must outlive the copies' reads of it.
-    cute.arch.cp_async_bulk_wait_group(0, read=True)
+    if cutlass.const_expr(not cta.config.is_persistent):
+        # Shared memory must outlive the copies' reads of it; persistent CTAs wait in each round.
+        cute.arch.cp_async_bulk_wait_group(0, read=True)
 
 
 @cute.jit

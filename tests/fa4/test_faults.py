@@ -28,6 +28,8 @@ from tests.faults import (
 TARGET = replace(get_target("sm_100a"), sm_count=1)
 PROBLEM = AttentionProblem(1, 600, 300, 1, 1, 32, 32, "float16", causal=True, softmax_scale=-0.2)
 STEEP = replace(PROBLEM, softmax_scale=-3.0)
+# The last tile that a CTA takes has keys, unlike above: what is read last is O in tensor memory.
+KEYS_FOR_ALL = replace(PROBLEM, seqlen_q=400, seqlen_k=420)
 PLAN = {"tile_n": 64, "stages": 3, "is_persistent": True}  # less code than the plans of the table
 
 IN_ORDER = (
@@ -46,31 +48,9 @@ REDUNDANT = (
         1,
         "A hint: it lets other CTAs of the SM allocate, and there are none.",
     ),
-    Redundant(
-        "fence",
-        r"tcgen05\.fence::before_thread_sync",
-        1,
-        "The second of two arrivals for the first block, one per Q tile, with nothing in between.",
-    ),
-    Redundant("barrier", r"bar\.warp\.sync -1", 1, "The same two arrivals."),
-    Redundant(
-        "wait",
-        r"cp\.async\.bulk\.wait_group\.read 0",
-        1,
-        "The epilogue warp's wait behind its loop: each round of it ends with the same wait.",
-    ),
     Redundant("wait", r"mbarrier\.try_wait\..*", 1, NO_KEYS),
     Redundant("parity", r"mbarrier\.try_wait\..*", 1, NO_KEYS),
     Redundant("stage", r"mbarrier\..*", 4, IN_ORDER + " " + NO_KEYS),
-)
-NOT_SEEN = (
-    Redundant(
-        "barrier",
-        r"bar\.sync 9, 128",
-        1,
-        "Needed: the correction warps meet before one of them deallocates tensor memory. The "
-        "simulator does not order deallocation against other warps' loads.",
-    ),
 )
 
 
@@ -78,7 +58,7 @@ NOT_SEEN = (
 def calls(fa4):
     config = fa4.config(PROBLEM, **PLAN)
     program = fa4.program(config)
-    return [dense_call(program, config, problem) for problem in (PROBLEM, STEEP)]
+    return [dense_call(program, config, problem) for problem in (PROBLEM, STEEP, KEYS_FOR_ALL)]
 
 
 def survey(monkeypatch, calls, **how):
@@ -87,20 +67,17 @@ def survey(monkeypatch, calls, **how):
 
 def test_part_of_the_faults(calls, monkeypatch):
     found = survey(monkeypatch, calls, only=every(16), policies=POLICIES[:3])
-    assert_survivors_are_redundant(found, REDUNDANT + NOT_SEEN)
+    assert_survivors_are_redundant(found, REDUNDANT)
     assert {verdict.outcome for verdict in found.verdicts} >= {"hazard", "deadlock"}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_fault(calls, monkeypatch):
-    """Of the faults that are not argued to be harmless, at least 95 % are caught; of all, 93 %."""
+    """At least 95 % are caught, and what is not is argued to be harmless."""
     found = survey(monkeypatch, calls)
-    assert_survivors_are_redundant(found, REDUNDANT + NOT_SEEN)
-    harmless = sum(any(r.covers(fault) for r in REDUNDANT) for fault in found.survivors)
-    tried = len(found.verdicts)
-    assert found.caught >= 0.95 * (tried - harmless), found.table()
-    assert found.caught >= 0.93 * tried, found.table()
+    assert_survivors_are_redundant(found, REDUNDANT)
+    assert found.caught >= 0.95 * len(found.verdicts), found.table()
 
 
 def test_every_kind_of_synchronisation_is_there(fa4):
