@@ -11,6 +11,15 @@ from cute_fa.varlen import VarlenProblem
 
 Require = Callable[..., None]
 
+ANSWER_BYTES = 16
+"""What try_cancel writes (PTX ISA, clusterlaunchcontrol.try_cancel)."""
+
+ANSWER_SLOTS = 2
+"""A warp may read one answer while the next is on its way (``blocks.launch_control``)."""
+
+ANSWERS_SMEM_BYTES = ANSWER_SLOTS * ANSWER_BYTES + 8 * (2 * ANSWER_SLOTS + 1)
+"""Answers, an mbarrier each for full and empty, and one more."""
+
 
 class ForwardPlan(Protocol):
     """The fields that every forward config has."""

@@ -1,8 +1,9 @@
 """Which CTA computes which row tile, and in which order.
 
 All row tiles of a launch stand in one list, sequence after sequence. A CTA takes one of it
-(single), or every so many of it (static persistent), and then what it prepares for its next tile
-overlaps the end of this one.
+(single), every so many of it (static persistent), or one and then whichever nobody has begun yet
+(launch control); where it takes several, what it prepares for its next tile overlaps the end of
+this one.
 
     order     Under a causal mask or right window the last rows come first, of one head after the
               other: long tiles start early. The heads are cut into *sections* if their K and V do
@@ -28,6 +29,7 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks.host import multiprocessor_count
+from cute_fa.blocks.launch_control import Answers
 from cute_fa.blocks.seqlen import DenseSequences, PackedSequences
 from cute_fa.blocks.tiles import WARP_THREADS
 
@@ -76,7 +78,8 @@ class TileSchedule:
         num_ctas: CTAs to launch.
         rows: queries of a tile.
         is_longest_first: whether the last rows see the most keys.
-        is_persistent: whether CTAs take more than one tile.
+        is_persistent: whether CTAs take more than one tile, by their number.
+        answers: of a CTA that asks for more tiles, one by one; in the kernel.
     """
 
     sequences: DenseSequences | PackedSequences
@@ -89,6 +92,7 @@ class TileSchedule:
     rows: cutlass.Constexpr
     is_longest_first: cutlass.Constexpr
     is_persistent: cutlass.Constexpr
+    answers: Answers | None = None
 
     @property
     def grid(self) -> list:
@@ -115,6 +119,12 @@ class TileSchedule:
         if self.is_packed:
             return self._found(following, work.first_batch, work.tiles_before)
         return self._placed(following)
+
+    def granted(self, work: WorkTile, index: cutlass.Int32) -> WorkTile:
+        """Entry ``index``, for CTAs that ask for more; ``work`` is what the CTA had before."""
+        granted, zero = replace(work, index=index), cutlass.Int32(0)
+        # Nothing promises that a later answer is a later entry: every search begins in front.
+        return self._found(granted, zero, zero) if self.is_packed else self._placed(granted)
 
     def _placed(self, work: WorkTile) -> WorkTile:
         """``work`` with what its index says, for sequences of one length."""
@@ -187,10 +197,21 @@ class TileSchedule:
 
 
 @cute.jit
-def for_each_tile(schedule: TileSchedule, body: cutlass.Constexpr, ordinal: cutlass.Int32):
-    """``body(work, ordinal) → ordinal`` for each tile of this CTA; by whole warps."""
+def for_each_tile(
+    schedule: TileSchedule,
+    body: cutlass.Constexpr,
+    ordinal: cutlass.Int32,
+    is_ahead: cutlass.Constexpr = False,
+):
+    """``body(work, ordinal) → ordinal`` for each tile of this CTA; by whole warps.
+
+    Args:
+        is_ahead: of one warp, which begins a tile before all others: then the next is asked for.
+    """
     work = schedule.first()
-    if cutlass.const_expr(schedule.is_persistent):
+    if cutlass.const_expr(schedule.answers is not None):
+        _for_each_answer(schedule, work, body, ordinal, is_ahead)
+    elif cutlass.const_expr(schedule.is_persistent):
         while work.is_valid:
             ordinal = body(work, ordinal)
             work = schedule.following(work)
@@ -199,6 +220,28 @@ def for_each_tile(schedule: TileSchedule, body: cutlass.Constexpr, ordinal: cutl
             body(work, ordinal)
     else:
         body(work, ordinal)
+
+
+@cute.jit
+def _for_each_answer(
+    schedule: TileSchedule,
+    work: WorkTile,
+    body: cutlass.Constexpr,
+    ordinal: cutlass.Int32,
+    is_ahead: cutlass.Constexpr,
+):
+    """``for_each_tile`` for ``work`` and whatever is granted after it."""
+    request = cutlass.Int32(0)
+    is_granted = cutlass.Boolean(True)
+    while is_granted:
+        if cutlass.const_expr(is_ahead):
+            schedule.answers.begin()
+        if cutlass.const_expr(work.is_valid is None) or work.is_valid:
+            ordinal = body(work, ordinal)
+        is_granted, index = schedule.answers.answer(request)
+        request += 1
+        if is_granted:
+            work = schedule.granted(work, index)
 
 
 def tile_schedule(

@@ -115,6 +115,12 @@ CANDIDATES: Mapping[str, tuple[Mapping[str, Sequence[Any]], ...]] = {
         {"rescale_threshold": (0.0, 4.0)},
         {"tile_n": (64, 96, 128), "stages": (2, 3, 4)},
         {"is_persistent": (True, False), "has_own_o": (True, False)},
+        {
+            "is_persistent": (False,),
+            "has_launch_control": (True,),
+            "has_own_o": (True, False),
+            "stages": (3, 5),
+        },
     ),
 }
 

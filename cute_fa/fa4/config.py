@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from cute_fa.blocks.plan import (
+    ANSWERS_SMEM_BYTES,
     check_plan,
     check_served,
     group_that_saves_tiles,
@@ -102,6 +103,7 @@ class Fa4FwdConfig:
         rescale_threshold: O is rescaled when a row's maximum has grown by more than this, in log2
             units; P is at most 2 to this power.
         is_persistent: CTAs take one row tile after another (``blocks.tile_scheduler``).
+        has_launch_control: CTAs ask for one row tile after another (``blocks.launch_control``).
         has_own_o: O has a place of its own in shared memory, so that Q of the next tile can land
             while O is finished and leaves; else it leaves from Q's.
         smem_limit_bytes: what a CTA of the target may use.
@@ -125,6 +127,7 @@ class Fa4FwdConfig:
     polynomial_pairs: int = 4
     rescale_threshold: float = RESCALE_THRESHOLD
     is_persistent: bool = False
+    has_launch_control: bool = False
     has_own_o: bool = False
     smem_limit_bytes: int = 227 * KIB
 
@@ -168,6 +171,12 @@ class Fa4FwdConfig:
             "tile_n does not divide the keys of a descale",
             self.tile_n,
             f"a divisor of {DESCALE_ROWS}, and fp8 inputs",
+        )
+        require(
+            not (self.is_persistent and self.has_launch_control),
+            "two ways to more tiles",
+            "is_persistent and has_launch_control",
+            "one: further tiles are taken by number, or asked for",
         )
         require(
             self.packed_group > 0 and TILE_M % self.packed_group == 0,
@@ -229,6 +238,11 @@ class Fa4FwdConfig:
         return self.is_causal or self.has_window_right
 
     @property
+    def is_resident(self) -> bool:
+        """Whether a CTA may take more than one row tile."""
+        return self.is_persistent or self.has_launch_control
+
+    @property
     def first_part_columns(self) -> int:
         """Columns of P that are handed over first: three quarters of the chunks.
 
@@ -254,7 +268,7 @@ class Fa4FwdConfig:
 
     @property
     def mma_warp(self) -> int:
-        """The MMA warp; LOAD, EPILOGUE and a spare one follow in the same warpgroup."""
+        """The MMA warp; LOAD, EPILOGUE and SCHEDULER follow in the same warpgroup."""
         return self.correction_warp + WARPGROUP_WARPS
 
     @property
@@ -266,12 +280,18 @@ class Fa4FwdConfig:
         return self.mma_warp + 2
 
     @property
+    def scheduler_warp(self) -> int:
+        """The last warp: SCHEDULER, or idle."""
+        return self.mma_warp + 3
+
+    @property
     def num_threads(self) -> int:
-        return WARP_THREADS * (self.mma_warp + WARPGROUP_WARPS)
+        return WARP_THREADS * (self.scheduler_warp + 1)
 
     @property
     def roles(self) -> dict[str, range]:
         """Warps of a CTA by role, in warp order."""
+        last = "scheduler" if self.has_launch_control else "idle"
         softmax = {
             f"softmax{i}": range(WARPGROUP_WARPS * i, WARPGROUP_WARPS * (i + 1))
             for i in range(self.num_q_tiles)
@@ -281,8 +301,8 @@ class Fa4FwdConfig:
             "correction": range(self.correction_warp, self.mma_warp),
             "mma": range(self.mma_warp, self.load_warp),
             "load": range(self.load_warp, self.epilogue_warp),
-            "epilogue": range(self.epilogue_warp, self.epilogue_warp + 1),
-            "idle": range(self.epilogue_warp + 1, self.num_threads // WARP_THREADS),
+            "epilogue": range(self.epilogue_warp, self.scheduler_warp),
+            last: range(self.scheduler_warp, self.scheduler_warp + 1),
         }
 
     # -- registers
@@ -417,20 +437,21 @@ class Fa4FwdConfig:
 
     @property
     def num_mbarriers(self) -> int:
-        """Per Q tile: its bytes, its O, its sums, its O in shared memory; persistent, also that its
-        place is free, its sums are taken and, from a place of its own, its O is gone.
+        """Per Q tile: its bytes, its O, its sums, its O in shared memory; of resident CTAs, also
+        that its place is free, its sums are taken and, from a place of its own, its O is gone.
 
         Per S buffer: S, and the two parts of P. Per stage: full and empty.
         """
         per_q_tile = 4
-        if self.is_persistent:
+        if self.is_resident:
             per_q_tile += 3 if self.has_own_o else 2
         return per_q_tile * self.num_q_tiles + 3 * S_BUFFERS + 2 * self.stages
 
     @property
     def smem_small_bytes(self) -> int:
-        """Factors and sums of the rows, mbarriers, and the address of tensor memory."""
+        """Factors and sums of the rows, mbarriers, the address of tensor memory, answers."""
         stats = (S_BUFFERS + self.num_q_tiles) * TILE_M * STAT_BYTES
+        stats += ANSWERS_SMEM_BYTES if self.has_launch_control else 0
         return stats + MBARRIER_BYTES * (self.num_mbarriers + 1)
 
     @property

@@ -13,11 +13,14 @@ See ``Fa4Fwd`` for who does what and who waits for whom.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cutlass
 from cutlass import cute
 
 from cute_fa.blocks import tmem
 from cute_fa.blocks.fp8 import PAIR, Descales, pairs_of
+from cute_fa.blocks.launch_control import allocate_answers, ask_for_all
 from cute_fa.blocks.pipelines import num_mbarriers, tma_pipe
 from cute_fa.blocks.scores import ScoreScale, score_scale
 from cute_fa.blocks.seqlen import Window, num_sequences, sequences
@@ -57,7 +60,7 @@ class Fa4Fwd:
         MMA         12                   48 or 96    issues all products (fwd_mma)
         LOAD        13                   48 or 96    all TMA loads (fwd_load)
         EPILOGUE    14                   48 or 96    all TMA stores (fwd_epilogue)
-        (idle)      15
+        SCHEDULER   15                   48 or 96    asks for tiles (blocks.launch_control), or idle
 
     With one Q tile there is one SOFTMAX warpgroup, everybody else is four warps lower, and the
     second numbers hold. b is an S buffer, i a Q tile.
@@ -65,6 +68,7 @@ class Fa4Fwd:
         pipe        slots       filled by            full when          freed by
         pipe_q      one per i   LOAD (1 + tx bytes)  it has landed      MMA (commit) or EPILOGUE (1)
         pipe_kv     ``stages``  LOAD (1 + tx bytes)  it has landed      MMA (commit)
+        answers     2           SCHEDULER (1 + 16)   it has come        every warp (1)
 
         signal      slots  arrives                                      waits       says
         s           b      MMA (commit)                                 SOFTMAX     S is there
@@ -76,12 +80,14 @@ class Fa4Fwd:
         sums_taken  i      CORRECTION (4 warps)                         SOFTMAX     … and was read
         o_out       i      CORRECTION (4 warps)                         EPILOGUE    O / l is in sO
         o_gone      i      EPILOGUE (1 warp)                            CORRECTION  … and was read
+        begun       1      LOAD (1 warp)                                SCHEDULER   it begins a tile
 
         named barrier   threads  who
         RESCALE+4b+w    64       SOFTMAX warp w arrives, CORRECTION warp w waits: rows' factors
 
-    Persistent CTAs alone have sums_taken, empty barriers of pipe_q, and o_gone if O has places of
-    its own. An S buffer needs no way back: whoever may write to it next has waited for its readers.
+    Resident CTAs alone, which may take more than one tile, have sums_taken, empty barriers of
+    pipe_q, and o_gone if O has places of its own; those with launch control, answers and begun. An
+    S buffer needs no way back: whoever may write to it next has waited for its readers.
 
         tensor memory, columns   0        N        2N           2N + Dv       2N + 2Dv ≤ 512
                                  S₀ | P₀  S₁ | P₁  O₀           O₁
@@ -177,10 +183,12 @@ class Fa4Fwd:
         sV = shared_tiles(memory_kv, cfg.tile_n, cfg.panel_dv, cfg.stages, slot)  # (N, Dv, stage)
         sFactor = self._row_values(smem, S_BUFFERS)  # (128, S buffer)
         sSum = self._row_values(smem, cfg.num_q_tiles)  # (128, Q tile)
+        if cutlass.const_expr(cfg.has_launch_control):
+            schedule = replace(schedule, answers=allocate_answers(smem, cfg.scheduler_warp + 1))
         tmem_address = smem.allocate_array(cutlass.Int32, 2)
 
         # -- pipes
-        q_consumers = 1 if cfg.is_persistent else 0
+        q_consumers = 1 if cfg.is_resident else 0
         mbar_q = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.num_q_tiles, q_consumers))
         mbar_kv = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.stages, 1))
         pipe_q = tma_pipe("q", mbar_q, sQ, cfg.smem_q_bytes, q_consumers)
@@ -189,8 +197,9 @@ class Fa4Fwd:
         signals = self._signals(smem)
         if warp == cfg.load_warp:
             with cute.arch.elect_one():
-                for part in (pipe_q, pipe_kv, signals):
-                    part.initialise()
+                for part in (pipe_q, pipe_kv, signals, schedule.answers):
+                    if cutlass.const_expr(part is not None):
+                        part.initialise()
                 transfers.prefetch()
             cute.arch.mbarrier_init_fence()
         if warp == cfg.correction_warp:
@@ -229,6 +238,8 @@ class Fa4Fwd:
                 load(cta)
             elif warp == cfg.epilogue_warp:
                 store_o(cta)
+            elif cutlass.const_expr(cfg.has_launch_control):
+                ask_for_all(schedule.answers)
 
     def _q_tiles(self, memory: cute.Pointer, columns: int, place_bytes: int) -> cute.Tensor:
         """One tile of 128 rows per Q tile."""
@@ -247,7 +258,7 @@ class Fa4Fwd:
         return cute.make_tensor(memory, cute.make_layout((TILE_M, count)))
 
     def _signals(self, smem: cutlass.memory.SmemAllocator) -> Signals:
-        """The table of signals in the class docstring; those of persistent CTAs may be empty."""
+        """The table of signals in the class docstring; those of resident CTAs may be empty."""
         cfg = self.config
         warps = WARPGROUP_WARPS
 
@@ -265,6 +276,6 @@ class Fa4Fwd:
             o=signal(cfg.num_q_tiles, 1, orders_tmem=True),
             sums=signal(cfg.num_q_tiles, warps),
             o_out=signal(cfg.num_q_tiles, warps),
-            sums_taken=maybe(cfg.is_persistent, warps),
-            o_gone=maybe(cfg.is_persistent and cfg.has_own_o, 1),
+            sums_taken=maybe(cfg.is_resident, warps),
+            o_gone=maybe(cfg.is_resident and cfg.has_own_o, 1),
         )

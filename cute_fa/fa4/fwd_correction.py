@@ -94,14 +94,14 @@ def _finish(cta: Cta, tile: RowTile, i: cutlass.Int32, thread: cutlass.Int32):
     count, tiles = tile.blocks.count, tile.uses.tiles
     cta.signals.sums.wait(i, tiles)
     total = cta.sSum[thread, i]
-    if cutlass.const_expr(cfg.is_persistent):
+    if cutlass.const_expr(cfg.is_resident):
         cta.signals.sums_taken.arrive(i)
     if count > 0:
         # All products of the tile are done, those that read Q as well.
         cta.signals.o.wait(i, cta.o_use(tile, count - 1))
     if cutlass.const_expr(not cfg.has_own_o):
         _await_unread_q(cta, tile, i)
-    elif cutlass.const_expr(cfg.is_persistent):
+    elif cutlass.const_expr(cfg.is_resident):
         cta.signals.o_gone.wait_for_previous(i, tiles)
     inverse = cute.arch.rcp_approx(cutlass.select_(total == 0.0, cutlass.Float32(1.0), total))
     of_out = cta.descales_of(tile).of_out

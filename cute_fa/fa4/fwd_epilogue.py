@@ -23,8 +23,8 @@ def store_o(cta: Cta):
         return _store_tile(cta, cta.tile(work, uses))
 
     for_each_tile(cta.schedule, store_tile, Uses.none())
-    if cutlass.const_expr(not cta.config.is_persistent):
-        # Shared memory must outlive the copies' reads of it; persistent CTAs wait in each round.
+    if cutlass.const_expr(not cta.config.is_resident):
+        # Shared memory must outlive the copies' reads of it; resident CTAs wait in each round.
         cute.arch.cp_async_bulk_wait_group(0, read=True)
 
 
@@ -37,7 +37,7 @@ def _store_tile(cta: Cta, tile: RowTile) -> Uses:
         tOsO, tOgO = tensor.tile(cta.sO, queries, tile.head, cta.q_tile(tile, i))
         cute.copy(tensor.atom, tOsO[None, i], tOgO)
         cute.arch.cp_async_bulk_commit_group()
-    if cutlass.const_expr(cfg.is_persistent):
+    if cutlass.const_expr(cfg.is_resident):
         for i in cutlass.range_constexpr(cfg.num_q_tiles):
             cute.arch.cp_async_bulk_wait_group(cfg.num_q_tiles - 1 - i, read=True)
             if cutlass.const_expr(cfg.has_own_o):

@@ -16,14 +16,14 @@ from cute_fa.fa4.fwd_context import Cta
 def load(cta: Cta):
     """Load what the CTA's tiles need, as far ahead as the slots allow.
 
-    Waits: empty slots of pipe_q, pipe_kv.   Signals: full slots of the same.
+    Waits: empty slots of pipe_q, pipe_kv.   Signals: full slots of the same; begun.
     Registers: cfg.other_registers.
     """
 
     def load_tile(work: WorkTile, uses: Uses) -> Uses:
         return _load_tile(cta, cta.tile(work, uses))
 
-    for_each_tile(cta.schedule, load_tile, Uses.none())
+    for_each_tile(cta.schedule, load_tile, Uses.none(), is_ahead=True)
 
 
 @cute.jit

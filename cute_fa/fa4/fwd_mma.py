@@ -129,7 +129,7 @@ def _multiply_qk(products: Products, tile: RowTile, t: cutlass.Int32):
 @cute.jit
 def _release_q(cta: Cta, tile: RowTile, i: cutlass.Int32):
     """The next tile's Q may land, unless this tile's O is to leave from its place."""
-    if cutlass.const_expr(cta.config.is_persistent and cta.config.has_own_o):
+    if cutlass.const_expr(cta.config.is_resident and cta.config.has_own_o):
         commit(cta.pipe_q.empty(cta.q_use(tile, i)))
 
 

@@ -92,7 +92,7 @@ def _softmax_tile(row: Row, mLSE: cute.Tensor) -> Uses:
     if cutlass.const_expr(cfg.has_window_left):
         for j in cutlass.range(first_left, blocks.count, unroll=1):
             _block(row, j, is_masked=True)
-    if cutlass.const_expr(cfg.is_persistent):
+    if cutlass.const_expr(cfg.is_resident):
         cta.signals.sums_taken.wait_for_previous(row.i, tile.uses.tiles)
     cta.sSum[row.thread, row.i] = row.softmax.total()
     cta.signals.sums.arrive(row.i)

@@ -45,7 +45,15 @@ def _compile(head_dim: int, mask: str, **how):
 )
 def test_spills_nothing(head_dim, mask):
     """And each role gets the registers that the plan gives it."""
-    compiled = _compile(head_dim, mask)
+    _assert_no_spills(_compile(head_dim, mask))
+
+
+@pytest.mark.parametrize(("head_dim", "mask"), [(128, "causal"), (72, "varlen-packed")])
+def test_launch_control_spills_nothing(head_dim, mask):
+    _assert_no_spills(_compile(head_dim, mask, has_launch_control=True))
+
+
+def _assert_no_spills(compiled):
     config, resources = compiled.config, compiled.resources
     assert resources.stack_bytes == resources.spill_store_bytes == 0
     assert tuple(resources.role_registers.values()) == REGISTERS[config.num_q_tiles]

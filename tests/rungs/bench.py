@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import Any
@@ -71,6 +71,7 @@ class Bench:
         seed: int = 0,
         strict: bool = True,
         sms: int | None = None,
+        checks: bool | Collection[str] = True,
         ptx_transform: Callable[[str], str] | None = None,
         **changes: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
@@ -79,6 +80,7 @@ class Bench:
         Args:
             sms: SMs of the simulated device, if not those of the architecture's best-known part;
                 persistent kernels launch as many CTAs.
+            checks: hazard rules, as ``sim.Device`` takes them.
         """
         config = self.config(problem, arch, **changes)
         program = self.program(config, arch)
@@ -86,7 +88,9 @@ class Bench:
         target = get_target(arch or self.arch)
         if sms is not None:
             target = replace(target, sm_count=sms)
-        device = sim.Device(target, completion=completion, seed=seed, strict=strict, workers=1)
+        device = sim.Device(
+            target, completion=completion, seed=seed, strict=strict, checks=checks, workers=1
+        )
         if isinstance(problem, VarlenProblem):
             p, outer, rows = problem.padded, (), problem.total_q
             lengths = list(length_arguments(problem).values())

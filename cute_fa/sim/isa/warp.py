@@ -48,7 +48,8 @@ def shuffle_source(mode: str, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray,
 
 def lane_bits(lanes: np.ndarray) -> np.ndarray:
     """The lanes of each warp as a 32-bit mask: bool ``(w, c, 32)`` → uint32 ``(w, c, 1)``."""
-    return np.packbits(lanes, axis=-1, bitorder="little").view(np.uint32)
+    bits = np.packbits(lanes, axis=-1, bitorder="little")
+    return np.ascontiguousarray(bits).view(np.uint32)  # packed in the order that lanes lie in
 
 
 def bits_to_lanes(bits: np.ndarray) -> np.ndarray:

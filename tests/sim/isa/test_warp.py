@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cute_fa.sim.isa.warp import lane_bits
 from tests.sim.tiny import run
 
 LANES = np.arange(32)
@@ -215,3 +216,12 @@ def test_elect_chooses_the_lowest_member():
     assert result.rules == []
     assert (result.out[3:, 0] == 3).all()
     assert result.out[3:, 1].tolist() == [1] + [0] * 28
+
+
+def test_masks_of_lanes_in_any_order_in_memory():
+    """Masks of part of the CTAs are views, whose lanes need not lie side by side."""
+    lanes = np.random.default_rng(0).random((2, 3, 32)) < 0.5
+    expected = (lanes * (np.uint64(1) << np.arange(32, dtype=np.uint64))).sum(-1, keepdims=True)
+    for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+        stored = np.ascontiguousarray(lanes.transpose(order)).transpose(np.argsort(order))
+        np.testing.assert_array_equal(lane_bits(stored), expected)
