@@ -12,7 +12,8 @@ so the result, unchanged. Everything here is plain PyTorch and runs where its in
 >>> fp8.q.dtype, tuple(fp8.q_descale.shape)
 (torch.float8_e4m3fn, (1, 2, 2))
 
-What is stored is x / descale, rounded to e4m3; x is about stored · descale.
+What is stored is x / descale, rounded to e4m3; x is about stored · descale. Packed sequences have
+scales of their own each (``quantize_varlen_qkv``).
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ class QuantizedQKV(NamedTuple):
     """Q, K, V in e4m3 and their scales.
 
     Attributes:
-        q, k, v: (B, Sq, Hq, D), (B, Sk, Hk, D), (B, Sk, Hk, Dv), float8_e4m3fn, contiguous.
+        q, k, v: (B, Sq, Hq, D), (B, Sk, Hk, D), (B, Sk, Hk, Dv), float8_e4m3fn, contiguous; of
+            packed sequences (Tq, Hq, D), (Tk, Hk, D), (Tk, Hk, Dv).
         q_descale, k_descale, v_descale: fp32, (B, Hk) for one scale per K/V head (the query heads
-            that share it share theirs), or (B, Hk, blocks) for one per block of rows.
+            that share it share theirs), or (B, Hk, blocks) for one per block of rows; of packed
+            sequences B is their number, and their rows are counted from the first of each.
     """
 
     q: Tensor
@@ -69,21 +72,107 @@ def quantize_qkv(
         InvalidTypeError: not a floating-point tensor.
         InvalidArgumentError: shapes that do not fit, or block_rows below 1.
     """
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        _check(name, x)
-    heads_k = k.shape[2]
-    if q.shape[-1] != k.shape[-1] or v.shape[2] != heads_k:
-        raise InvalidArgumentError(
-            "shapes of q, k and v do not fit each other",
-            got=f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}",
-            expected="q (B, Sq, Hq, D), k (B, Sk, Hk, D), v (B, Sk, Hk, Dv)",
-        )
+    _check_qkv(q, k, v, ("batch", "sequence"))
     if is_rotated:
         q, k = rotate(q, seed=seed), rotate(k, seed=seed)
     stored, descales = zip(
-        *(quantize(x, heads_k=heads_k, block_rows=block_rows) for x in (q, k, v)), strict=True
+        *(quantize(x, heads_k=k.shape[2], block_rows=block_rows) for x in (q, k, v)), strict=True
     )
     return QuantizedQKV(*stored, *descales)
+
+
+def quantize_varlen_qkv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    seqused_q: Tensor | None = None,
+    seqused_k: Tensor | None = None,
+    block_rows: int | None = BLOCK_ROWS,
+    is_rotated: bool = True,
+    seed: int = 0,
+) -> QuantizedQKV:
+    """Packed q, k, v as an FP8 attention kernel takes them; nothing waits for a GPU.
+
+    >>> import torch
+    >>> from cute_fa import quant
+    >>> q, k, v = (torch.randn(400, 2, 64, dtype=torch.bfloat16) for _ in range(3))
+    >>> borders = torch.tensor([0, 300, 300, 400], dtype=torch.int32)
+    >>> lengths = {"cu_seqlens_q": borders, "cu_seqlens_k": borders}
+    >>> lengths.update(max_seqlen_q=300, max_seqlen_k=300)
+    >>> fp8 = quant.quantize_varlen_qkv(q, k, v, **lengths)
+    >>> tuple(fp8.q.shape), tuple(fp8.q_descale.shape)
+    ((400, 2, 64), (3, 2, 3))
+
+    Args:
+        q, k, v: (Tq, Hq, D), (Tk, Hk, D), (Tk, Hk, Dv), floating point.
+        cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q, seqused_k: where the
+            sequences lie, as ``flash_attn_varlen_func`` has them. Rows that do not count become 0.
+        block_rows, is_rotated, seed: as of ``quantize_qkv``; blocks begin anew in each sequence.
+
+    Raises:
+        InvalidTypeError, InvalidArgumentError: as ``quantize_qkv``.
+    """
+    _check_qkv(q, k, v, ("row",))
+    count = None
+    for side, borders, used in (("q", cu_seqlens_q, seqused_q), ("k", cu_seqlens_k, seqused_k)):
+        _check_lengths(f"cu_seqlens_{side}", borders, count, q)
+        count = borders.shape[0]
+        if used is not None:
+            _check_lengths(f"seqused_{side}", used, count - 1, q)
+    if is_rotated:
+        q, k = rotate(q, seed=seed), rotate(k, seed=seed)
+    of_q = (cu_seqlens_q, max_seqlen_q, seqused_q)
+    of_k = (cu_seqlens_k, max_seqlen_k, seqused_k)
+    stored, descales = zip(
+        *(
+            _quantize_packed(x, k.shape[1], block_rows, *lengths)
+            for x, lengths in ((q, of_q), (k, of_k), (v, of_k))
+        ),
+        strict=True,
+    )
+    return QuantizedQKV(*stored, *descales)
+
+
+def _quantize_packed(
+    x: Tensor,
+    heads_k: int,
+    block_rows: int | None,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    used: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """``quantize`` of packed x (T, H, D): stored (T, H, D), descales (B, Hk[, blocks])."""
+    _check_groups(x.shape[1], heads_k, block_rows)
+    batch = cu_seqlens.shape[0] - 1
+    blocks = 1 if block_rows is None else -(-max_seqlen // block_rows)
+    sequence, row, counts = _places(x, cu_seqlens, used)
+    block = 0 if block_rows is None else row // block_rows
+    # One group more, for the rows that do not count.
+    group = torch.where(counts, sequence * blocks + block, batch * blocks)
+    heads = x.masked_fill(~counts[:, None, None], 0.0).float().unflatten(1, (heads_k, -1))
+    of_rows = heads.abs().amax(dim=(2, 3)) if x.numel() else heads.new_zeros(len(x), heads_k)
+    largest = of_rows.new_zeros(batch * blocks + 1, heads_k)
+    largest.scatter_reduce_(0, group[:, None].expand_as(of_rows), of_rows, "amax")
+    descale = _descale_of(largest)
+    stored = _stored(heads / descale[group][..., None, None]).flatten(1, 2)
+    descale = descale[:-1].unflatten(0, (batch, blocks)).transpose(1, 2)  # (B, Hk, blocks)
+    return stored, (descale[..., 0] if block_rows is None else descale).contiguous()
+
+
+def _places(x: Tensor, cu_seqlens: Tensor, used: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row of packed x: its sequence, which row of it, and whether it counts."""
+    index = torch.arange(x.shape[0], device=x.device)
+    # The last sequence that begins at or before the row; those without rows lie before it.
+    sequence = torch.searchsorted(cu_seqlens, index, right=True) - 1
+    row = index - cu_seqlens[sequence]
+    lengths = cu_seqlens.diff() if used is None else used
+    # Behind all sequences no row counts.
+    return sequence, row, row < torch.nn.functional.pad(lengths, (0, 1))[sequence]
 
 
 def quantize(
@@ -103,15 +192,10 @@ def quantize(
     Raises:
         InvalidTypeError, InvalidArgumentError: as ``quantize_qkv``; heads_k that does not divide H.
     """
-    _check("x", x)
+    _check("x", x, ("batch", "sequence"))
     batch, rows, heads, dim = x.shape
     heads_k = heads if heads_k is None else heads_k
-    if heads_k < 1 or heads % heads_k:
-        raise InvalidArgumentError(
-            "K/V heads do not divide the heads", got=f"{heads} heads, heads_k {heads_k}"
-        )
-    if block_rows is not None and block_rows < 1:
-        raise InvalidArgumentError("block_rows is not positive", got=block_rows, expected="≥ 1")
+    _check_groups(heads, heads_k, block_rows)
     size = max(rows, 1) if block_rows is None else block_rows
     blocks = -(-rows // size)
     padded = torch.nn.functional.pad(x.float(), (0, 0, 0, 0, 0, blocks * size - rows))
@@ -121,15 +205,22 @@ def quantize(
         if groups.numel()
         else groups.new_zeros(batch, blocks, heads_k)
     )  # (B, blocks, Hk)
-    descale = torch.where(largest > 0.0, largest / FP8_MAX, 1.0)
-    scaled = groups / descale[:, :, None, :, None, None]
-    # Division may round the largest element up past 448, which e4m3 has no number for.
-    stored = scaled.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    descale = _descale_of(largest)
+    stored = _stored(groups / descale[:, :, None, :, None, None])
     stored = stored.reshape(batch, blocks * size, heads, dim)[:, :rows].contiguous()
     descale = descale.transpose(1, 2).contiguous()  # (B, Hk, blocks)
     if block_rows is None:
         descale = descale[..., 0] if blocks else descale.new_ones(batch, heads_k)
     return stored, descale
+
+
+def _descale_of(largest: Tensor) -> Tensor:
+    return torch.where(largest > 0.0, largest / FP8_MAX, 1.0)
+
+
+def _stored(scaled: Tensor) -> Tensor:
+    # Division may round the largest element up past 448, which e4m3 has no number for.
+    return scaled.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
 
 
 def dequantize(stored: Tensor, descale: Tensor, *, block_rows: int | None = None) -> Tensor:
@@ -189,16 +280,52 @@ def rotate(x: Tensor, *, seed: int = 0) -> Tensor:
     return (y * run**-0.5).reshape(x.shape).to(x.dtype)
 
 
-def _check(name: str, x: object) -> None:
+def _check_qkv(q: Tensor, k: Tensor, v: Tensor, outer: tuple[str, ...]) -> None:
+    """Tensors with the ``outer`` dimensions and heads and head dims that fit each other."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        _check(name, x, outer)
+    if q.shape[-1] != k.shape[-1] or v.shape[:-1] != k.shape[:-1]:
+        rows = ("B, Sq", "B, Sk") if len(outer) == 2 else ("Tq", "Tk")
+        raise InvalidArgumentError(
+            "shapes of q, k and v do not fit each other",
+            got=f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}",
+            expected=f"q ({rows[0]}, Hq, D), k ({rows[1]}, Hk, D), v ({rows[1]}, Hk, Dv)",
+        )
+
+
+def _check_lengths(name: str, lengths: object, count: int | None, x: Tensor) -> None:
+    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
+        raise InvalidTypeError(
+            f"{name} is not a tensor of integers", got=_kind(lengths), expected="torch.int32"
+        )
+    expected = (max(lengths.numel(), 1) if count is None else count,)
+    if lengths.shape != expected or lengths.device != x.device:
+        raise InvalidArgumentError(
+            f"{name} does not describe the batch",
+            got=f"shape {tuple(lengths.shape)} on {lengths.device}",
+            expected=f"shape {expected} on {x.device}",
+        )
+
+
+def _check_groups(heads: int, heads_k: int, block_rows: int | None) -> None:
+    if heads_k < 1 or heads % heads_k:
+        raise InvalidArgumentError(
+            "K/V heads do not divide the heads", got=f"{heads} heads, heads_k {heads_k}"
+        )
+    if block_rows is not None and block_rows < 1:
+        raise InvalidArgumentError("block_rows is not positive", got=block_rows, expected="≥ 1")
+
+
+def _check(name: str, x: object, outer: tuple[str, ...]) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise InvalidTypeError(
             f"{name} is not a floating-point tensor", got=_kind(x), expected="a torch.Tensor"
         )
-    if x.ndim != 4:
+    if x.ndim != len(outer) + 2:
         raise InvalidArgumentError(
-            f"{name} does not have four dimensions",
+            f"{name} does not have {'four' if len(outer) == 2 else 'three'} dimensions",
             got=tuple(x.shape),
-            expected="(batch, sequence, heads, head dim)",
+            expected=f"({', '.join(outer)}, heads, head dim)",
         )
 
 

@@ -7,6 +7,9 @@ import torch
 
 from cute_fa import quant
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError
+from cute_fa.problem import AttentionProblem
+from cute_fa.testing.inputs import length_arguments
+from cute_fa.varlen import Packing, VarlenProblem
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -43,6 +46,83 @@ def test_groups_without_numbers_have_scale_one() -> None:
     assert stored.float().eq(0).all() and descale.eq(1).all()
     stored, descale = quant.quantize(torch.zeros(1, 0, 2, 8))
     assert stored.shape == (1, 0, 2, 8) and torch.equal(descale, torch.ones(1, 2))
+
+
+LENGTHS_Q, LENGTHS_K = (70, 0, 9, 130, 0), (5, 40, 0, 129, 3)
+USED_Q, USED_K = (64, 0, 9, 1, 0), (5, 17, 0, 128, 0)
+
+
+def lengths_of(is_used: bool) -> tuple[Packing, dict]:
+    used = (USED_Q, USED_K) if is_used else (None, None)
+    packing = Packing.of_lengths(LENGTHS_Q, LENGTHS_K, *used)
+    shape = AttentionProblem(1, 1, 1, 4, 2, 32, 16, "bfloat16")
+    return packing, length_arguments(VarlenProblem.of(shape, packing))
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+@pytest.mark.parametrize("block_rows", [None, 64])
+def test_packed_sequences_are_quantised_one_by_one(block_rows: int | None, is_used: bool) -> None:
+    """As each would be by itself, whatever stands in rows that do not count or beside it."""
+    packing, lengths = lengths_of(is_used)
+    total_q, total_k = sum(LENGTHS_Q), sum(LENGTHS_K) + 6
+    sizes = torch.arange(1, 5)[:, None] * torch.arange(1, total_q + 1)[:, None, None]
+    q = normal(total_q, 4, 32) * sizes
+    k, v = normal(total_k, 2, 32, seed=1), normal(total_k, 2, 16, seed=2)
+    for x, rows in ((q, packing.rows_q), (k, packing.rows_k), (v, packing.rows_k)):
+        counts = torch.zeros(len(x), dtype=torch.bool)
+        for each in rows:
+            counts[each.start : each.stop] = True
+        x[~counts] = torch.nan
+    packed = quant.quantize_varlen_qkv(q, k, v, **lengths, block_rows=block_rows, seed=3)
+    shapes = [tuple(descale.shape) for descale in packed[3:]]
+    blocks_q, blocks_k = (1, 2) if is_used else (3, 3)  # of 64 rows in the longest sequence
+    by_block = [(5, 2, blocks_q), (5, 2, blocks_k), (5, 2, blocks_k)]
+    assert shapes == ([(5, 2)] * 3 if block_rows is None else by_block)
+    for b, (rows_q, rows_k) in enumerate(zip(packing.rows_q, packing.rows_k, strict=True)):
+        of = [slice(rows.start, rows.stop) for rows in (rows_q, rows_k, rows_k)]
+        own = quant.quantize_qkv(
+            *(x[None, rows] for x, rows in zip((q, k, v), of, strict=True)),
+            block_rows=block_rows,
+            seed=3,
+        )
+        for x, rows, expected in zip(packed[:3], of, own[:3], strict=True):
+            assert torch.equal(x[rows].float(), expected[0].float())
+        for descale, expected in zip(packed[3:], own[3:], strict=True):
+            if block_rows is None:
+                assert torch.equal(descale[b], expected[0])
+            else:
+                blocks = expected.shape[2]
+                assert torch.equal(descale[b, :, :blocks], expected[0])
+                assert descale[b, :, blocks:].eq(1).all()
+
+
+def test_no_packed_sequences_are_no_descales() -> None:
+    none = torch.zeros(1, dtype=torch.int32)
+    x = torch.ones(3, 2, 16)
+    packed = quant.quantize_varlen_qkv(
+        *(x, x, x), cu_seqlens_q=none, cu_seqlens_k=none, max_seqlen_q=0, max_seqlen_k=0
+    )
+    assert packed.q.float().eq(0).all() and packed.q_descale.shape == (0, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"cu_seqlens_q": [0, 8]}, InvalidTypeError, "cu_seqlens_q is not a tensor of integers"),
+        ({"cu_seqlens_q": torch.zeros(0).int()}, InvalidArgumentError, "cu_seqlens_q does not"),
+        ({"cu_seqlens_k": torch.zeros(3).int()}, InvalidArgumentError, r"shape \(2,\)"),
+        ({"seqused_k": torch.zeros(2).int()}, InvalidArgumentError, r"shape \(1,\)"),
+        ({"block_rows": 0}, InvalidArgumentError, "block_rows"),
+    ],
+)
+def test_wrong_lengths_are_refused(change, error, message) -> None:
+    x, borders = torch.zeros(8, 2, 16), torch.tensor([0, 8])
+    lengths = {"cu_seqlens_q": borders, "cu_seqlens_k": borders}
+    options = {**lengths, "max_seqlen_q": 8, "max_seqlen_k": 8, **change}
+    with pytest.raises(error, match=message):
+        quant.quantize_varlen_qkv(x, x, x, **options)
+    with pytest.raises(InvalidArgumentError, match="three dimensions"):
+        quant.quantize_varlen_qkv(x[None], x, x, **options)
 
 
 @pytest.mark.parametrize("dim", [8, 64, 96, 192, 256])

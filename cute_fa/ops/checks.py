@@ -172,13 +172,6 @@ def check_tensors(q: Any, k: Any, v: Any, *, is_packed: bool = False) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_tensor(name, x)
         _check_attention_dtype(name, x)
-        if is_packed and x.dtype.itemsize == 1:
-            raise UnsupportedError(
-                "packed FP8 sequences are not served in this version",
-                got=f"{name} in {short(x.dtype)}",
-                expected="float16 or bfloat16",
-                fix="one call of flash_attn_func per sequence, or 16-bit inputs",
-            )
         _check_rank(name, x, is_packed)
     for name, x in (("k", k), ("v", v)):
         if x.device != q.device:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError
 from cute_fa.quant import BLOCK_ROWS
+
+if TYPE_CHECKING:
+    from cute_fa.varlen import Packing
 
 
 class Descales(NamedTuple):
@@ -45,20 +48,26 @@ def _one(device: torch.device) -> Tensor:
     return torch.ones(1, 1, 1, device=device)
 
 
-def check_descales(descales: Descales, q: Tensor, k: Tensor) -> None:
+def check_descales(
+    descales: Descales, q: Tensor, k: Tensor, sizes: tuple[int, int, int] | None = None
+) -> None:
     """Types, dtypes, devices and shapes; looks at no memory.
+
+    Args:
+        sizes: B and the longest lengths of packed q and k; None for dense tensors, which say.
 
     Raises:
         InvalidTypeError, InvalidArgumentError: inputs that have no descales, a tensor of another
             kind, or some with blocks and some without.
     """
+    batch, rows_q, rows_k = (q.shape[0], q.shape[1], k.shape[1]) if sizes is None else sizes
     for name, x in descales.given():
         if q.dtype.itemsize != 1:
             raise InvalidArgumentError(
                 f"{name} belongs to FP8 inputs",
                 got=f"{name} and q in {str(q.dtype).removeprefix('torch.')}",
                 expected="q, k and v in float8_e4m3fn",
-                fix="cute_fa.quant.quantize_qkv makes both",
+                fix="cute_fa.quant makes both",
             )
         if not isinstance(x, Tensor) or x.dtype != torch.float32:
             raise InvalidTypeError(
@@ -70,15 +79,15 @@ def check_descales(descales: Descales, q: Tensor, k: Tensor) -> None:
             raise InvalidArgumentError(
                 f"{name} is on another device than q", got=str(x.device), expected=str(q.device)
             )
-        rows = (q if name == "q_descale" else k).shape[1]
-        per_head = (q.shape[0], k.shape[2])
+        rows = rows_q if name == "q_descale" else rows_k
+        per_head = (batch, k.shape[-2])
         by_block = (*per_head, -(-rows // BLOCK_ROWS))
         if tuple(x.shape) != (by_block if descales.by_block else per_head):
             raise InvalidArgumentError(
                 f"{name} has the wrong shape",
                 got=tuple(x.shape),
-                expected=f"(B, Hk) = {per_head}, or all three (B, Hk, blocks of {BLOCK_ROWS} rows)"
-                f", {by_block} for {name}",
+                expected=f"(B, Hk) = {per_head}, or all three (B, Hk, blocks of {BLOCK_ROWS} rows"
+                f"{'' if sizes is None else ' of the longest sequence'}), {by_block} for {name}",
             )
     if descales.by_block and None in descales:
         raise InvalidArgumentError(
@@ -87,9 +96,19 @@ def check_descales(descales: Descales, q: Tensor, k: Tensor) -> None:
         )
 
 
-def check_values(descales: Descales) -> None:
-    """That all are positive and finite; for tensors on the CPU, where looking costs no wait."""
+def check_values(descales: Descales, packing: Packing | None = None) -> None:
+    """That all are positive and finite; for tensors on the CPU, where looking costs no wait.
+
+    Args:
+        packing: of packed sequences, whose last blocks may hold no rows: what stands there is not
+            looked at.
+    """
     for name, x in descales.given():
+        if packing is not None and descales.by_block:
+            rows = packing.rows_q if name == "q_descale" else packing.rows_k
+            counts = torch.tensor([len(each) for each in rows])
+            holds_rows = BLOCK_ROWS * torch.arange(x.shape[2]) < counts[:, None]  # (B, blocks)
+            x = x.transpose(1, 2)[holds_rows]
         if not bool((x > 0).logical_and(x.isfinite()).all()):
             raise InvalidArgumentError(
                 f"{name} holds numbers that scale nothing",

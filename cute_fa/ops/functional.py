@@ -198,20 +198,20 @@ torch.library.define(
 
 @torch.library.impl("cute_fa::fwd", ("CPU", "CUDA"))
 def _fwd(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    options, descales = _options_and_descales(*rest)
+    options, descales = options_and_descales(*rest)
     return _run(q, k, v, options, descales=descales)
 
 
 @torch.library.register_fake("cute_fa::fwd")
 def _fwd_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    options, descales = _options_and_descales(*rest)
+    options, descales = options_and_descales(*rest)
     checks.check_tensors(q, k, v)
     check_descales(descales, q, k)
     checks.check_names(options)
     return launch.empty_outputs(q, v)
 
 
-def _options_and_descales(*rest: Any) -> tuple[Options, Descales]:
+def options_and_descales(*rest: Any) -> tuple[Options, Descales]:
     """What follows q, k and v among the operator's arguments."""
     count = len(inspect.signature(options_of).parameters)
     return options_of(*rest[:count]), Descales(*rest[count:])

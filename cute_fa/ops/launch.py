@@ -113,15 +113,21 @@ def varlen_forward(
     lengths: Lengths,
     call: Call,
     *,
+    descales: Descales = NO_DESCALES,
     device: Device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run a checked call on packed tensors.
 
+    Args:
+        descales, device: as of ``forward``.
+
     Returns:
-        out (Tq, Hq, Dv) in q's dtype and lse (Hq, Tq) in fp32, natural logarithm, both contiguous
-        and new; 0 and -inf in rows that do not count.
+        out (Tq, Hq, Dv) in q's dtype, bfloat16 for FP8, and lse (Hq, Tq) in fp32, natural
+        logarithm, both contiguous and new; 0 and -inf in rows that do not count.
     """
     extras = _length_arguments(lengths, min(lengths.max_seqlen_q, q.shape[0]))
+    if q.dtype.itemsize == 1:
+        extras = (*descales.arguments(lengths.batch, k.shape[1], q.device), *extras)
     return _launch(q, k, v, call, device, extras, lengths)
 
 

@@ -10,7 +10,13 @@ from torch import Tensor
 from cute_fa.errors import UnsupportedError
 from cute_fa.ops import checks, launch, sources
 from cute_fa.ops.checks import Options
-from cute_fa.ops.functional import Window, is_symbolic, operator_options, options_of
+from cute_fa.ops.descales import NO_DESCALES, Descales, check_descales
+from cute_fa.ops.functional import (
+    Window,
+    is_symbolic,
+    operator_options,
+    options_and_descales,
+)
 from cute_fa.ops.varlen_checks import Lengths, check_lengths, check_varlen_call
 from cute_fa.target import Target
 
@@ -40,6 +46,9 @@ def flash_attn_varlen_func(
     arch: str | Target | None = None,
     kernels: LoadedBundle | None = None,
     pack_gqa: bool | None = None,
+    q_descale: Tensor | None = None,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention within each of B sequences of different lengths, packed one behind the other.
 
@@ -62,10 +71,12 @@ def flash_attn_varlen_func(
     sequence. On CPU tensors every length is checked.
 
     Args:
-        q: (Tq, Hq, D), float16 or bfloat16; Tq rows of all sequences together.
+        q: (Tq, Hq, D), float16 or bfloat16; float8_e4m3fn with FA3 and FA4. Tq rows of all
+            sequences together.
         k: (Tk, Hk, D). Hk divides Hq: query head h attends to K/V head h // (Hq // Hk).
-        v: (Tk, Hk, Dv). D and Dv are multiples of 8 up to 256. The last stride of q, k, v is 1 and
-            the others are multiples of 16 bytes (0 too); no tensor is copied.
+        v: (Tk, Hk, Dv). D and Dv are multiples of 8, of FP8 inputs of 16, up to 256. The last
+            stride of q, k, v is 1 and the others are multiples of 16 bytes (0 too); no tensor is
+            copied.
         cu_seqlens_q: (B + 1,) int32, contiguous, on q's device: 0, then where each sequence ends in
             q; it never falls, and ends with Tq.
         cu_seqlens_k: the same for k and v; rows of theirs behind its end are never read.
@@ -77,10 +88,17 @@ def flash_attn_varlen_func(
         seqused_k: the same for k and v; rows that do not count are not looked at.
         softmax_scale, causal, window_size, softcap, deterministic, return_lse, generation, backend,
             arch, kernels, pack_gqa: as for ``flash_attn_func``.
+        q_descale, k_descale, v_descale: of FP8 inputs, what their numbers are to be multiplied by:
+            fp32 (B, Hk), one for each sequence and K/V head; or all three (B, Hk, blocks), one for
+            every 128 rows of each sequence, counted from its own first: row i of sequence b has
+            ``[b, :, i // 128]``, blocks are ⌈max_seqlen / 128⌉, and those behind a sequence's end
+            are not looked at. None for 1. They are positive. ``cute_fa.quant.quantize_varlen_qkv``
+            makes inputs and descales.
 
     Returns:
-        out (Tq, Hq, Dv) in q's dtype; with ``return_lse`` also lse (Hq, Tq), fp32, natural
-        logarithm. A row that sees no key gives 0 and -inf. No gradient flows to the inputs.
+        out (Tq, Hq, Dv) in q's dtype, bfloat16 for FP8; with ``return_lse`` also lse (Hq, Tq),
+        fp32, natural logarithm. A row that sees no key gives 0 and -inf. No gradient flows to the
+        inputs.
 
     Raises:
         InvalidTypeError, InvalidArgumentError: an argument that no kernel could take.
@@ -95,27 +113,33 @@ def flash_attn_varlen_func(
         pack_gqa=pack_gqa,
     )
     lengths = Lengths(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q, seqused_k)
+    descales = Descales(q_descale, k_descale, v_descale)
     checks.check_flag("deterministic", deterministic)
     checks.check_flag("return_lse", return_lse)
-    if is_symbolic(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k):
+    if is_symbolic(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, *descales):
         checks.check_no_gradient(q, k, v)
         out, lse = torch.ops.cute_fa.varlen_fwd(
             *(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k),
-            *(seqused_q, seqused_k, *operator_options(options)),
+            *(seqused_q, seqused_k, *operator_options(options), *descales),
         )
     else:
-        out, lse = _run(q, k, v, lengths, options)
+        out, lse = _run(q, k, v, lengths, options, descales)
     return (out, lse) if return_lse else out
 
 
 def _run(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, options: Options
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Lengths,
+    options: Options,
+    descales: Descales = NO_DESCALES,
 ) -> tuple[Tensor, Tensor]:
     # A simulated device tells Python that CPU tensors are CUDA tensors; here the truth counts.
     with torch._C.DisableTorchFunction():
         device = launch.entered_device()
-        call = check_varlen_call(q, k, v, lengths, options, device=device)
-        return launch.varlen_forward(q, k, v, lengths, call, device=device)
+        call = check_varlen_call(q, k, v, lengths, options, descales=descales, device=device)
+        return launch.varlen_forward(q, k, v, lengths, call, descales=descales, device=device)
 
 
 # --- the operator
@@ -126,20 +150,24 @@ torch.library.define(
     "SymInt max_seqlen_q, SymInt max_seqlen_k, Tensor? seqused_q, Tensor? seqused_k, "
     "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, "
     "str generation, str backend, str? arch, str? kernels, "
-    "bool? pack_gqa=None) -> (Tensor out, Tensor lse)",
+    "bool? pack_gqa=None, Tensor? q_descale=None, Tensor? k_descale=None, "
+    "Tensor? v_descale=None) -> (Tensor out, Tensor lse)",
 )
 
 
 @torch.library.impl("cute_fa::varlen_fwd", ("CPU", "CUDA"))
 def _varlen_fwd(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _run(q, k, v, Lengths(*rest[:6]), options_of(*rest[6:]))
+    return _run(q, k, v, Lengths(*rest[:6]), *options_and_descales(*rest[6:]))
 
 
 @torch.library.register_fake("cute_fa::varlen_fwd")
 def _varlen_fwd_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     checks.check_tensors(q, k, v, is_packed=True)
-    check_lengths(q, k, Lengths(*rest[:6]))
-    checks.check_names(options_of(*rest[6:]))
+    lengths = Lengths(*rest[:6])
+    options, descales = options_and_descales(*rest[6:])
+    check_lengths(q, k, lengths)
+    check_descales(descales, q, k, lengths.sizes)
+    checks.check_names(options)
     return launch.empty_outputs(q, v)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, int32
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
 from cute_fa.ops import checks
 from cute_fa.ops.checks import Call, Options
+from cute_fa.ops.descales import NO_DESCALES, Descales, check_descales, check_values
 from cute_fa.problem import check_integer
 from cute_fa.varlen import Packing, VarlenProblem
 
@@ -44,9 +45,21 @@ class Lengths:
     def batch(self) -> int:
         return self.cu_seqlens_q.shape[0] - 1
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """B and the longest lengths: the sizes of the problem if every sequence were as long."""
+        return self.batch, self.max_seqlen_q, self.max_seqlen_k
+
 
 def check_varlen_call(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, options: Options, *, device: Device | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Lengths,
+    options: Options,
+    *,
+    descales: Descales = NO_DESCALES,
+    device: Device | None = None,
 ) -> Call:
     """Check a forward call on packed tensors that have memory.
 
@@ -63,23 +76,28 @@ def check_varlen_call(
     check_lengths(q, k, lengths)
     for name in ("max_seqlen_q", "max_seqlen_k"):
         _check_longest(name, getattr(lengths, name))
-    sizes = (lengths.batch, lengths.max_seqlen_q, lengths.max_seqlen_k)
+    sizes = lengths.sizes
+    check_descales(descales, q, k, sizes)
     padded = checks.make_problem(q, k, v, options, sizes)
     backend, target = checks.settle(q, k, v, options, device)
+    packing = _packing(lengths) if backend == "sim" else None
     problem = VarlenProblem(
         padded,
         q.shape[0],
         k.shape[0],
-        _packing(lengths) if backend == "sim" else None,
+        packing,
         lengths.seqused_q is not None,
         lengths.seqused_k is not None,
     )
+    if packing is not None:
+        check_values(descales, packing)
     has_work = q.numel() > 0 and k.shape[0] > 0 and min(sizes) > 0
     if has_work:
         checks.check_launch(q, k, v, padded)
     generation = checks.choose_generation(problem, target, options)
     group = checks.choose_packed_group(problem, target, generation, options)
-    return Call(problem, generation, target, backend, has_work, options.kernels, group)
+    by_block = descales.by_block
+    return Call(problem, generation, target, backend, has_work, options.kernels, group, by_block)
 
 
 def check_lengths(q: Tensor, k: Tensor, lengths: Lengths) -> None:

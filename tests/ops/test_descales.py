@@ -8,7 +8,9 @@ import torch
 import cute_fa
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
 from cute_fa.ops.checks import Options, check_call
-from cute_fa.ops.descales import Descales
+from cute_fa.ops.descales import Descales, check_values
+from cute_fa.ops.varlen_checks import Lengths, check_varlen_call
+from cute_fa.varlen import Packing
 
 FP8 = torch.float8_e4m3fn
 OPTIONS = Options(arch="sm_90a")
@@ -70,13 +72,47 @@ def test_head_dims_are_multiples_of_16():
         cute_fa.flash_attn_func(*qkv(dim=72))
 
 
-def test_packed_sequences_are_refused():
-    q = torch.ones(8, 2, 64).to(FP8)
-    borders = torch.tensor([0, 8], dtype=torch.int32)
-    with pytest.raises(UnsupportedError, match="packed FP8"):
-        cute_fa.flash_attn_varlen_func(
-            *(q, q, q), cu_seqlens_q=borders, cu_seqlens_k=borders, max_seqlen_q=8, max_seqlen_k=8
-        )
+def packed_lengths() -> Lengths:
+    """Two sequences of 10 and 190 queries, 130 and 170 keys."""
+    borders = [torch.tensor(x, dtype=torch.int32) for x in ((0, 10, 200), (0, 130, 300))]
+    return Lengths(*borders, 190, 170)
+
+
+def packed_qkv(dtype: torch.dtype = FP8) -> tuple[torch.Tensor, ...]:
+    return tuple(x[0] for x in qkv(dtype))
+
+
+@pytest.mark.parametrize(
+    ("descales", "words"),
+    [
+        (Descales(q=ones(1, 2)), r"\(B, Hk\) = \(2, 2\)"),
+        (BLOCKS, r"longest sequence\), \(2, 2, 2\) for k_descale"),
+        (BLOCKS._replace(q=ones(2, 2, 1)), "q_descale has the wrong shape"),
+        (Descales(ones(2, 2, 2), ones(2, 2, 2), -ones(2, 2, 2)), "positive, finite"),
+        (Descales(k=ones(2, 2) / 0), "positive, finite"),
+    ],
+)
+def test_wrong_descales_of_packed_sequences_are_refused(descales, words):
+    with pytest.raises(InvalidArgumentError, match=words):
+        check_varlen_call(*packed_qkv(), packed_lengths(), OPTIONS, descales=descales)
+
+
+def test_blocks_behind_a_sequence_may_hold_anything():
+    """The first sequence has one block of queries, and two of keys, of which one counts."""
+    q, k, v = (ones(2, 2, 2) for _ in range(3))
+    q[0, :, 1] = k[0, :, 1] = v[0, :, 1] = torch.nan
+    borders = ((0, 10, 200), (0, 130, 300))
+    check_values(Descales(q, k, v), Packing(*borders, None, (128, 170)))
+    with pytest.raises(InvalidArgumentError, match="k_descale holds"):
+        check_values(Descales(q, k, v), Packing(*borders))
+
+
+def test_older_generations_refuse_packed_sequences_in_fp8():
+    for generation in ("fa1", "fa2"):
+        with pytest.raises(UnsupportedError, match="multiplies 16-bit inputs only"):
+            check_varlen_call(*packed_qkv(), packed_lengths(), Options(generation=generation))
+    with pytest.raises(InvalidTypeError, match="float16 or bfloat16 or float8_e4m3fn"):
+        check_varlen_call(*packed_qkv(torch.float32), packed_lengths(), Options())
 
 
 def test_none_stands_for_ones_without_memory_of_their_own():
@@ -95,6 +131,19 @@ def test_the_operator_takes_them():
     assert lse.shape == (2, 4, 200) and lse.dtype == torch.float32
     with pytest.raises(InvalidArgumentError, match="wrong shape"):
         cute_fa.flash_attn_func(q, k, v, q_descale=descales[0][:1])
+
+
+def test_the_operator_of_packed_sequences_takes_them():
+    q, k, v = (x.to("meta") for x in packed_qkv())
+    lengths = vars(packed_lengths())
+    lengths = {name: x.to("meta") if hasattr(x, "to") else x for name, x in lengths.items()}
+    descale = ones(2, 2, 2).to("meta")
+    named = {"q_descale": descale, "k_descale": descale, "v_descale": descale}
+    out, lse = cute_fa.flash_attn_varlen_func(q, k, v, return_lse=True, **lengths, **named)
+    assert out.shape == (200, 4, 64) and out.dtype == torch.bfloat16
+    assert lse.shape == (4, 200) and lse.dtype == torch.float32
+    with pytest.raises(InvalidArgumentError, match="wrong shape"):
+        cute_fa.flash_attn_varlen_func(q, k, v, q_descale=descale[:1], **lengths)
 
 
 def test_a_compiled_call_is_the_call():
