@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import cutlass
 from cutlass import cute
 
+from cute_fa.blocks.plan import DESCALE_ROWS
 from cute_fa.blocks.scores import ScoreScale
 from cute_fa.blocks.softmax import BlockWeight
 from cute_fa.blocks.tma import panel_swizzle
@@ -30,8 +31,6 @@ from cute_fa.blocks.tma import panel_swizzle
 ELEMENT = cutlass.Float8E4M3FN
 PAIR = cutlass.Int16
 P_EXPONENT = 8.0
-DESCALE_ROWS = 128
-"""Rows of a block that has a descale of its own; ``quant.BLOCK_ROWS``."""
 
 
 def pairs_of(mX: cute.Tensor) -> cute.Tensor:

@@ -17,12 +17,11 @@ and their descales, q, k, v (B, Hk, blocks) fp32 with any strides, stand before 
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import cutlass
 from cutlass import cute
 from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream, make_fake_tensor
 
+from cute_fa.blocks.plan import ForwardPlan
 from cute_fa.blocks.tiles import CHUNK_BYTES
 from cute_fa.problem import out_dtype
 
@@ -33,30 +32,8 @@ DTYPES = {
 }
 
 
-class ForwardConfig(Protocol):
-    """What decides the types of a forward kernel's arguments."""
-
-    @property
-    def dtype(self) -> str: ...
-
-    @property
-    def head_dim(self) -> int: ...
-
-    @property
-    def head_dim_v(self) -> int: ...
-
-    @property
-    def is_varlen(self) -> bool: ...
-
-    @property
-    def has_seqused_q(self) -> bool: ...
-
-    @property
-    def has_seqused_k(self) -> bool: ...
-
-
 def fake_forward_arguments(
-    config: ForwardConfig, workspace: tuple[tuple[str, tuple[object, ...]], ...] = ()
+    config: ForwardPlan, workspace: tuple[tuple[str, tuple[object, ...]], ...] = ()
 ) -> tuple:
     """Arguments of a forward kernel, in the module's order.
 

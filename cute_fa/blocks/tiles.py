@@ -8,7 +8,15 @@ that ``ldmatrix`` (8 rows, one chunk each) and 16-byte copies both touch all 32 
 from __future__ import annotations
 
 CHUNK_BYTES = 16
+PANEL_ELEMENT_BYTES = 2
+"""What panels are made of: 16-bit numbers, or pairs of e4m3 numbers (``blocks.fp8``)."""
+
 WARP_THREADS = 32
+WARPGROUP_WARPS = 4
+WARPGROUP_THREADS = WARPGROUP_WARPS * WARP_THREADS
+SMEM_ALIGN_BYTES = 1024
+"""Where the widest swizzle pattern (128 bytes, 8 rows) repeats; every tile starts on it."""
+
 MMA_M, MMA_N, MMA_K = 16, 8, 16
 """The one tensor-core shape of the mma.sync rungs: m16n8k16 (PTX ISA, mma.sync.m16n8k16)."""
 

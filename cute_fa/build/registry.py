@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from cute_fa.errors import CuteFAError, InvalidArgumentError, InvalidTypeError, UnsupportedError
@@ -109,18 +109,11 @@ class KernelEntry:
             )
 
 
-# Fields of every config that its variant decides, not its plan.
+# Fields of a config that its variant decides, not its plan. Heads are packed by either.
 _DECIDED_FIELDS = {
-    "dtype",
-    "head_dim",
-    "head_dim_v",
-    "is_causal",
-    "has_window_left",
-    "has_window_right",
-    "has_softcap",
-    "is_varlen",
-    "has_seqused_q",
-    "has_seqused_k",
+    "is_causal" if field.name == "causal" else field.name
+    for field in fields(KernelVariant)
+    if field.name != "packed_group"
 }
 
 _FEATURES = (

@@ -8,8 +8,9 @@ and says where the machine bends them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from cute_fa.blocks.plan import check_plan, check_served, requirements
+from cute_fa.blocks.plan import ForwardPlan, Workspace
 from cute_fa.blocks.tiles import (
     MMA_K,
     MMA_M,
@@ -23,10 +24,9 @@ from cute_fa.errors import InvalidArgumentError, UnsupportedError
 from cute_fa.problem import KernelVariant
 from cute_fa.target import KIB, Target
 
-DTYPES = ("float16", "bfloat16")
 ELEMENT_BYTES = 2
 F32_BYTES = 4
-HEAD_DIM_PADDING = 32  # a panel of 32 columns is copied 32 rows at a time by 128 threads
+PAD_COLUMNS = 32  # a panel of 32 columns is copied 32 rows at a time by 128 threads
 
 # A thread holds tile_m · (tile_n / warps) / 32 fp32 scores, half of that again as packed P, and
 # tile_m · tile_dv / 32 fp32 of its warp's partial O: these caps leave both at 64 registers.
@@ -36,98 +36,75 @@ MAX_PARTIAL_O_PER_THREAD = 64
 MAX_TILE_N = 256
 
 
-@dataclass(frozen=True)
-class Workspace:
-    """A global-memory buffer that the kernel needs beside its outputs; arrives uninitialised."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclass(frozen=True)
-class Fa1FwdConfig:
+@dataclass(frozen=True, kw_only=True)
+class Fa1FwdConfig(ForwardPlan):
     """One FA1 forward kernel.
 
     Attributes:
-        dtype: "float16" or "bfloat16", of Q, K, V and O.
-        head_dim, head_dim_v: D, Dv; multiples of 8, padded to 32 inside shared memory.
+        dtype … smem_limit_bytes: as in ``ForwardPlan``.
         tile_m, tile_n: rows of Q (the paper's Br) and of K/V (Bc) per step.
         tile_dv: columns of O that the warps combine at a time; a multiple of 32.
         num_warps: each takes tile_n / num_warps columns of S and rows of V (sliced K).
-        is_causal, has_window_left, has_window_right, has_softcap, is_varlen, has_seqused_q,
-            has_seqused_k: as in KernelVariant.
-        smem_limit_bytes: dynamic shared memory that one block of the target may have.
     """
 
-    dtype: str
-    head_dim: int
-    head_dim_v: int
+    rung: ClassVar[str] = "FA1"
+
     tile_m: int
     tile_n: int
     tile_dv: int
-    is_causal: bool = False
-    has_window_left: bool = False
-    has_window_right: bool = False
-    has_softcap: bool = False
-    is_varlen: bool = False
-    has_seqused_q: bool = False
-    has_seqused_k: bool = False
     num_warps: int = 4
     smem_limit_bytes: int = 163 * KIB
 
     def __post_init__(self) -> None:
-        check_plan(self, requirements("FA1"), DTYPES)
+        super().__post_init__()
         self._check_tiles()
-        if self.smem_bytes > self.smem_limit_bytes:
-            raise InvalidArgumentError(
-                "FA1 tiles do not fit into shared memory",
-                got=f"{self.smem_bytes} bytes: {self._smem_arithmetic()}",
-                expected=f"at most {self.smem_limit_bytes} bytes",
-                fix="use a smaller tile_m or tile_n",
-            )
+        self.require_smem(
+            self.smem_bytes, self._smem_arithmetic(), fix="use a smaller tile_m or tile_n"
+        )
 
     def _check_tiles(self) -> None:
         multiples = (
             # Q, K and V are copied in whole rounds of 16 bytes per thread.
-            ("tile_m", self.tile_m, rows_per_copy(self.num_threads, self.head_dim_padded)),
-            ("tile_n", self.tile_n, rows_per_copy(self.num_threads, self.head_dim_padded)),
-            ("tile_n", self.tile_n, rows_per_copy(self.num_threads, self.head_dim_v_padded)),
+            ("tile_m", self.tile_m, rows_per_copy(self.num_threads, self.padded_d)),
+            ("tile_n", self.tile_n, rows_per_copy(self.num_threads, self.padded_d)),
+            ("tile_n", self.tile_n, rows_per_copy(self.num_threads, self.padded_dv)),
             # A warp's slice of the keys is the n extent of S and the k extent of P V.
             ("tile_m", self.tile_m, MMA_M),
             ("tile_n", self.tile_n, self.num_warps * MMA_K),
-            ("tile_dv", self.tile_dv, panel_columns(HEAD_DIM_PADDING)),
-            ("the padded head_dim_v", self.head_dim_v_padded, self.tile_dv),
+            ("tile_dv", self.tile_dv, panel_columns(PAD_COLUMNS)),
+            ("the padded head_dim_v", self.padded_dv, self.tile_dv),
             ("fp32 of O per update, four per thread,", self.num_threads * 4, self.tile_dv),
             ("tile_m", self.tile_m, self.update_rows),
         )
         for name, value, step in multiples:
-            if value < step or value % step:
-                raise InvalidArgumentError(
-                    f"{name} does not tile", got=value, expected=f"a positive multiple of {step}"
-                )
-        if self.tile_m > self.num_threads:
-            raise InvalidArgumentError(
-                "tile_m has more rows than threads that own their statistics",
-                got=self.tile_m,
-                expected=f"at most {self.num_threads}",
+            self.require(
+                value >= step and value % step == 0,
+                f"{name} does not tile",
+                value,
+                f"a positive multiple of {step}",
             )
+        self.require(
+            self.tile_m <= self.num_threads,
+            "tile_m has more rows than threads that own their statistics",
+            self.tile_m,
+            f"at most {self.num_threads}",
+        )
         scores = self.tile_m * self.slice_n // WARP_THREADS
-        if scores > MAX_SCORES_PER_THREAD:
-            raise InvalidArgumentError(
-                "a warp's score slice does not fit into registers",
-                got=f"tile_m {self.tile_m} × slice_n {self.slice_n} / 32 = {scores} per thread",
-                expected=f"at most {MAX_SCORES_PER_THREAD}",
-                fix="use a smaller tile_m or tile_n",
-            )
+        self.require(
+            scores <= MAX_SCORES_PER_THREAD,
+            "a warp's score slice does not fit into registers",
+            f"tile_m {self.tile_m} × slice_n {self.slice_n} / 32 = {scores} per thread",
+            f"at most {MAX_SCORES_PER_THREAD}",
+            fix="use a smaller tile_m or tile_n",
+        )
         partial = self.tile_m * self.tile_dv // WARP_THREADS
-        if partial > MAX_PARTIAL_O_PER_THREAD:
-            raise InvalidArgumentError(
-                "a warp's partial O does not fit into registers",
-                got=f"tile_m {self.tile_m} × tile_dv {self.tile_dv} / 32 = {partial} per thread",
-                expected=f"at most {MAX_PARTIAL_O_PER_THREAD}",
-                fix="use a smaller tile_m or tile_dv",
-            )
+        self.require(
+            partial <= MAX_PARTIAL_O_PER_THREAD,
+            "a warp's partial O does not fit into registers",
+            f"tile_m {self.tile_m} × tile_dv {self.tile_dv} / 32 = {partial} per thread",
+            f"at most {MAX_PARTIAL_O_PER_THREAD}",
+            fix="use a smaller tile_m or tile_dv",
+        )
 
     # -- derived sizes
 
@@ -141,12 +118,8 @@ class Fa1FwdConfig:
         return self.tile_n // self.num_warps
 
     @property
-    def head_dim_padded(self) -> int:
-        return round_up(self.head_dim, HEAD_DIM_PADDING)
-
-    @property
-    def head_dim_v_padded(self) -> int:
-        return round_up(self.head_dim_v, HEAD_DIM_PADDING)
+    def pad_columns(self) -> int:
+        return PAD_COLUMNS
 
     @property
     def update_rows(self) -> int:
@@ -169,9 +142,9 @@ class Fa1FwdConfig:
     def smem_parts(self) -> dict[str, int]:
         """Bytes of each shared-memory array, in the order of the kernel's storage."""
         return {
-            "Q": tile_bytes(self.tile_m, self.head_dim_padded),
-            "K": tile_bytes(self.tile_n, self.head_dim_padded),
-            "V": tile_bytes(self.tile_n, self.head_dim_v_padded),
+            "Q": tile_bytes(self.tile_m, self.padded_d),
+            "K": tile_bytes(self.tile_n, self.padded_d),
+            "V": tile_bytes(self.tile_n, self.padded_dv),
             "partial O": self._partial_o_elements * F32_BYTES,
             "warp row max": self.num_warps * self.tile_m * F32_BYTES,
             "warp row sum": self.num_warps * self.tile_m * F32_BYTES,
@@ -187,10 +160,7 @@ class Fa1FwdConfig:
         return " + ".join(f"{name} {size}" for name, size in self.smem_parts.items())
 
     def workspace(self, batch: int, seqlen_q: int, heads_q: int) -> tuple[Workspace, ...]:
-        """O unrounded but normalised, m in log2 units and l, as the outer loop leaves them.
-
-        Of packed sequences, ``seqlen_q`` is Tq and the tensors have no batch dimension.
-        """
+        """O unrounded but normalised, m in log2 units and l, as the outer loop leaves them."""
         outer = () if self.is_varlen else (batch,)
         stats = (*outer, heads_q, seqlen_q)
         return (
@@ -223,8 +193,8 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa1FwdConfig:
     Raises:
         UnsupportedError: dtype or head dims that FA1 does not serve.
     """
-    check_served("FA1", variant, dtypes=DTYPES, has_varlen=True)
-    dim = round_up(max(variant.head_dim, variant.head_dim_v), HEAD_DIM_PADDING)
+    Fa1FwdConfig.check_served(variant)
+    dim = round_up(max(variant.head_dim, variant.head_dim_v), PAD_COLUMNS)
     br, bc = paper_tiles(dim, target.smem_per_block_bytes)
     largest_n = min(max(64, bc // 64 * 64), MAX_TILE_N)
     candidates = (
@@ -234,34 +204,14 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa1FwdConfig:
         for tile_dv in (64, 32)
         if tile_m <= max(br, 32)
     )
-    for tiles in candidates:
+    for tile_m, tile_n, tile_dv in candidates:
+        tiles = {"tile_m": tile_m, "tile_n": tile_n, "tile_dv": tile_dv}
         try:
-            return _make(variant, target, *tiles)
+            return Fa1FwdConfig.of(variant, target, **tiles)
         except InvalidArgumentError:
             continue
     raise UnsupportedError(
         "no FA1 tile fits this target",
         got=f"head_dim {variant.head_dim}, head_dim_v {variant.head_dim_v} on {target.arch}",
         expected=f"tiles within {target.smem_per_block_bytes} bytes of shared memory",
-    )
-
-
-def _make(
-    variant: KernelVariant, target: Target, tile_m: int, tile_n: int, tile_dv: int
-) -> Fa1FwdConfig:
-    return Fa1FwdConfig(
-        dtype=variant.dtype,
-        head_dim=variant.head_dim,
-        head_dim_v=variant.head_dim_v,
-        tile_m=tile_m,
-        tile_n=tile_n,
-        tile_dv=tile_dv,
-        is_causal=variant.causal,
-        has_window_left=variant.has_window_left,
-        has_window_right=variant.has_window_right,
-        has_softcap=variant.has_softcap,
-        is_varlen=variant.is_varlen,
-        has_seqused_q=variant.has_seqused_q,
-        has_seqused_k=variant.has_seqused_k,
-        smem_limit_bytes=target.smem_per_block_bytes,
     )

@@ -11,12 +11,11 @@ from cute_fa.blocks.math import LOG2_E
 from cute_fa.blocks.query_range import query_blocks
 from cute_fa.blocks.seqlen import Sequence, Window, num_sequences, sequences
 from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
+from cute_fa.blocks.tiles import SMEM_ALIGN_BYTES
 from cute_fa.fa1.config import Fa1FwdConfig
 from cute_fa.fa1.fwd_context import Fa1Context, HeadTensors, SharedTensors, Visit
 from cute_fa.fa1.fwd_scores import exponentials, scores
 from cute_fa.fa1.fwd_update import update_output, update_statistics, write_unseen_rows
-
-SMEM_TILE_ALIGN_BYTES = 1024  # what the widest swizzle pattern repeats after
 
 
 def fake_arguments(config: Fa1FwdConfig) -> tuple:
@@ -199,7 +198,7 @@ def _allocate_shared(cfg: Fa1FwdConfig) -> SharedTensors:
 
     def tile(rows: int, columns: int, chunks: int = 1) -> cute.Tensor:
         elements = rows * columns * chunks
-        memory = allocator.allocate_array(dtype, elements, byte_alignment=SMEM_TILE_ALIGN_BYTES)
+        memory = allocator.allocate_array(dtype, elements, byte_alignment=SMEM_ALIGN_BYTES)
         return shared_tile(memory, rows, columns, chunks)
 
     def f32(shape: tuple[int, ...], stride: tuple[int, ...]) -> cute.Tensor:
@@ -207,9 +206,9 @@ def _allocate_shared(cfg: Fa1FwdConfig) -> SharedTensors:
 
     row_stride = cfg.partial_o_stride
     return SharedTensors(
-        sQ=tile(cfg.tile_m, cfg.head_dim_padded),
-        sK=tile(cfg.tile_n, cfg.head_dim_padded),
-        sV=tile(cfg.tile_n, cfg.tile_dv, cfg.head_dim_v_padded // cfg.tile_dv),
+        sQ=tile(cfg.tile_m, cfg.padded_d),
+        sK=tile(cfg.tile_n, cfg.padded_d),
+        sV=tile(cfg.tile_n, cfg.tile_dv, cfg.padded_dv // cfg.tile_dv),
         sPartialO=f32(
             (cfg.num_warps, cfg.tile_m, cfg.tile_dv), (cfg.tile_m * row_stride, row_stride, 1)
         ),

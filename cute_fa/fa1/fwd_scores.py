@@ -24,7 +24,7 @@ def scores(ctx: Fa1Context, visit: Visit) -> cute.Tensor:
     # One warp's own product: the warps share no tile of it, lane stands for the thread.
     tiled_mma = tiled_mma_rows(dtype, 1)
     thr_mma = tiled_mma.get_slice(ctx.lane)
-    slice_shape = (cfg.slice_n, cfg.head_dim_padded, 1)
+    slice_shape = (cfg.slice_n, cfg.padded_d, 1)
     sK_w = cute.local_tile(ctx.smem.sK, slice_shape, (ctx.warp_idx, 0, 0))
     shape_S = thr_mma.partition_shape_C((cfg.tile_m, cfg.slice_n))
     acc_S = cute.make_rmem_tensor(shape_S, Float32)  # ((2, 2), MMA_M, MMA_N)

@@ -63,7 +63,7 @@ def update_output(ctx: Fa1Context, visit: Visit, tOrP: cute.Tensor):
     per warp: what FA2's split over rows does away with.
     """
     cfg = ctx.config
-    for chunk in cutlass.range(cfg.head_dim_v_padded // cfg.tile_dv, unroll=1):
+    for chunk in cutlass.range(cfg.padded_dv // cfg.tile_dv, unroll=1):
         acc_O = _partial_output(ctx, tOrP, chunk)
         if chunk > 0:
             cute.arch.sync_threads()  # the columns before have been read by everyone

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from cute_fa.blocks.plan import check_plan, check_served, requirements
+from cute_fa.blocks.plan import ForwardPlan
 from cute_fa.blocks.tiles import (
     MMA_K,
     MMA_M,
     WARP_THREADS,
     panel_columns,
-    round_up,
     rows_per_copy,
     tile_bytes,
 )
@@ -18,38 +18,20 @@ from cute_fa.errors import UnsupportedError
 from cute_fa.problem import MAX_HEAD_DIM, KernelVariant
 from cute_fa.target import KIB, Target
 
-ELEMENT_BYTES = 2
-DTYPES = ("float16", "bfloat16")
 
-
-@dataclass(frozen=True)
-class Fa2FwdConfig:
+@dataclass(frozen=True, kw_only=True)
+class Fa2FwdConfig(ForwardPlan):
     """Everything that a FlashAttention-2 forward kernel is specialised for.
 
     Attributes:
-        dtype: "float16" or "bfloat16".
-        head_dim, head_dim_v: D and Dv, multiples of 8 up to 256; padded in shared memory only.
-        is_causal: bottom-right aligned causal mask.
-        has_window_left, has_window_right: run-time window bounds.
-        has_softcap: scores pass through softcap·tanh(·/softcap).
-        is_varlen, has_seqused_q, has_seqused_k: packed sequences, and whether only the first rows
-            of each count.
+        dtype … smem_limit_bytes: as in ``ForwardPlan``.
         tile_m, tile_n: query rows and key columns of a tile.
         num_threads: a warp per 16·k query rows.
         stages: depth of the K ring and of the V ring.
-        smem_limit_bytes: what a CTA of the target may use.
     """
 
-    dtype: str
-    head_dim: int
-    head_dim_v: int
-    is_causal: bool = False
-    has_window_left: bool = False
-    has_window_right: bool = False
-    has_softcap: bool = False
-    is_varlen: bool = False
-    has_seqused_q: bool = False
-    has_seqused_k: bool = False
+    rung: ClassVar[str] = "FA2"
+
     tile_m: int = 128
     tile_n: int = 64
     num_threads: int = 128
@@ -57,8 +39,8 @@ class Fa2FwdConfig:
     smem_limit_bytes: int = 99 * KIB
 
     def __post_init__(self) -> None:
-        require = requirements("FA2")
-        check_plan(self, require, DTYPES)
+        super().__post_init__()
+        require = self.require
         warps = self.num_threads // WARP_THREADS
         require(
             self.num_threads % WARP_THREADS == 0 and 1 <= warps <= 8,
@@ -90,12 +72,8 @@ class Fa2FwdConfig:
                     f"{rows} rows at a time",
                     f"a multiple of {rows}",
                 )
-        require(
-            self.smem_bytes <= self.smem_limit_bytes,
-            "shared memory",
-            f"{self._smem_arithmetic()} = {self.smem_bytes} bytes",
-            f"at most {self.smem_limit_bytes} bytes",
-            fix="use fewer stages, or smaller tiles",
+        self.require_smem(
+            self.smem_bytes, self._smem_arithmetic(), fix="use fewer stages, or smaller tiles"
         )
 
     @property
@@ -106,16 +84,6 @@ class Fa2FwdConfig:
         split over evenly.
         """
         return MMA_K if max(self.head_dim, self.head_dim_v) <= 64 else 2 * MMA_K
-
-    @property
-    def padded_d(self) -> int:
-        """Columns of the Q and K tiles."""
-        return round_up(self.head_dim, self.pad_columns)
-
-    @property
-    def padded_dv(self) -> int:
-        """Columns of the V and O tiles."""
-        return round_up(self.head_dim_v, self.pad_columns)
 
     @property
     def num_warps(self) -> int:
@@ -130,17 +98,17 @@ class Fa2FwdConfig:
     def smem_q_bytes(self) -> int:
         """The Q tile, which O reuses on its way out."""
         columns = max(self.padded_d, self.padded_dv)
-        return tile_bytes(self.tile_m, columns, ELEMENT_BYTES)
+        return tile_bytes(self.tile_m, columns, self.element_bytes)
 
     @property
     def smem_k_bytes(self) -> int:
         """One stage of K."""
-        return tile_bytes(self.tile_n, self.padded_d, ELEMENT_BYTES)
+        return tile_bytes(self.tile_n, self.padded_d, self.element_bytes)
 
     @property
     def smem_v_bytes(self) -> int:
         """One stage of V."""
-        return tile_bytes(self.tile_n, self.padded_dv, ELEMENT_BYTES)
+        return tile_bytes(self.tile_n, self.padded_dv, self.element_bytes)
 
     @property
     def smem_bytes(self) -> int:
@@ -155,13 +123,9 @@ class Fa2FwdConfig:
     def _smem_arithmetic(self) -> str:
         q_columns = max(self.padded_d, self.padded_dv)
         return (
-            f"{ELEMENT_BYTES}·({self.tile_m}·{q_columns} for Q and O + {self.stages} stages · "
+            f"{self.element_bytes}·({self.tile_m}·{q_columns} for Q and O + {self.stages} stages · "
             f"{self.tile_n}·({self.padded_d} + {self.padded_dv}) for K and V)"
         )
-
-    def workspace(self, batch: int, seqlen_q: int, heads_q: int) -> tuple:
-        """Global scratch tensors that a launch needs: none, O and its statistics stay on chip."""
-        return ()
 
 
 @dataclass(frozen=True)
@@ -231,22 +195,13 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa2FwdConfig:
     Raises:
         UnsupportedError: a dtype other than fp16 and bf16, or no tile for the head dims.
     """
-    check_served("FA2", variant, dtypes=DTYPES, has_varlen=True)
+    Fa2FwdConfig.check_served(variant)
     tile = tile_choice(variant, target)
-    return Fa2FwdConfig(
-        dtype=variant.dtype,
-        head_dim=variant.head_dim,
-        head_dim_v=variant.head_dim_v,
-        is_causal=variant.causal,
-        has_window_left=variant.has_window_left,
-        has_window_right=variant.has_window_right,
-        has_softcap=variant.has_softcap,
-        is_varlen=variant.is_varlen,
-        has_seqused_q=variant.has_seqused_q,
-        has_seqused_k=variant.has_seqused_k,
+    return Fa2FwdConfig.of(
+        variant,
+        target,
         tile_m=tile.tile_m,
         tile_n=tile.tile_n,
         num_threads=tile.num_warps * WARP_THREADS,
         stages=tile.stages,
-        smem_limit_bytes=target.smem_per_block_bytes,
     )

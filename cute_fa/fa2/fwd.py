@@ -50,10 +50,8 @@ from cute_fa.blocks.seqlen import (
 )
 from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
 from cute_fa.blocks.softmax import OnlineSoftmax
-from cute_fa.blocks.tiles import MMA_M, WARP_THREADS
+from cute_fa.blocks.tiles import MMA_M, SMEM_ALIGN_BYTES, WARP_THREADS
 from cute_fa.fa2.config import Fa2FwdConfig
-
-SMEM_ALIGN_BYTES = 1024
 
 
 def fake_arguments(config: Fa2FwdConfig) -> tuple:

@@ -22,17 +22,15 @@ from cute_fa.blocks.scores import ScoreScale, score_scale
 from cute_fa.blocks.seqlen import Window, num_sequences, sequences
 from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
 from cute_fa.blocks.tile_scheduler import TileSchedule, tile_schedule
-from cute_fa.blocks.tiles import WARP_THREADS
-from cute_fa.blocks.tma import shared_tiles, tma_load, tma_store
-from cute_fa.fa3.config import (
+from cute_fa.blocks.tiles import (
     PANEL_ELEMENT_BYTES,
     SMEM_ALIGN_BYTES,
-    STRIP_ROWS,
-    TRANSPOSE_WARPS,
+    WARP_THREADS,
     WARPGROUP_THREADS,
     WARPGROUP_WARPS,
-    Fa3FwdConfig,
 )
+from cute_fa.blocks.tma import shared_tiles, tma_load, tma_store
+from cute_fa.fa3.config import STRIP_ROWS, TRANSPOSE_WARPS, Fa3FwdConfig
 from cute_fa.fa3.fwd_context import Cta, Transfers
 from cute_fa.fa3.fwd_load import load
 from cute_fa.fa3.fwd_mma import attend

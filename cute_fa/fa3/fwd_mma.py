@@ -20,7 +20,14 @@ from cute_fa.blocks.scores import ScoreScale, cap_scores, fold_scale_sign
 from cute_fa.blocks.signature import DTYPES
 from cute_fa.blocks.softmax import BlockWeight, OnlineSoftmax, rescale_rows
 from cute_fa.blocks.tile_scheduler import WorkTile, for_each_tile
-from cute_fa.blocks.tiles import CHUNK_BYTES, MMA_M, WARP_THREADS
+from cute_fa.blocks.tiles import (
+    CHUNK_BYTES,
+    MMA_M,
+    PANEL_ELEMENT_BYTES,
+    WARP_THREADS,
+    WARPGROUP_THREADS,
+    WARPGROUP_WARPS,
+)
 from cute_fa.blocks.tma import Rows
 from cute_fa.blocks.wgmma import (
     as_mma_blocks,
@@ -32,13 +39,7 @@ from cute_fa.blocks.wgmma import (
     operand_a,
     operand_b,
 )
-from cute_fa.fa3.config import (
-    PANEL_ELEMENT_BYTES,
-    STRIP_ROWS,
-    WARPGROUP_THREADS,
-    WARPGROUP_WARPS,
-    Fa3FwdBarrier,
-)
+from cute_fa.fa3.config import STRIP_ROWS, Fa3FwdBarrier
 from cute_fa.fa3.fwd_context import Cta, StripedTile
 
 

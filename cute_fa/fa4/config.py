@@ -4,46 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import ClassVar
 
 from cute_fa.blocks.plan import (
     ANSWERS_SMEM_BYTES,
-    check_plan,
-    check_served,
+    MBARRIER_BYTES,
+    TileRow,
+    TmaForwardPlan,
+    changed_if_legal,
+    first_row_for,
     group_that_saves_tiles,
-    requirements,
+    launch_registers,
 )
-from cute_fa.blocks.tiles import WARP_THREADS, round_up, tile_bytes
-from cute_fa.errors import InvalidArgumentError, UnsupportedError
+from cute_fa.blocks.tiles import WARP_THREADS, WARPGROUP_WARPS, tile_bytes
+from cute_fa.errors import UnsupportedError
 from cute_fa.exp2 import CHUNK_COLUMNS, polynomial_pairs
-from cute_fa.problem import DTYPE_BYTES, MAX_HEAD_DIM, AttentionProblem, KernelVariant, out_dtype
-from cute_fa.target import KIB, Target
+from cute_fa.fa4.tmem_map import S_BUFFERS, TMEM_COLUMNS, TmemMap
+from cute_fa.problem import DTYPE_BYTES, AttentionProblem, KernelVariant
+from cute_fa.target import Target
 from cute_fa.varlen import VarlenProblem
 
-DTYPES = ("float16", "bfloat16", "float8_e4m3fn")
 STAT_BYTES = 4
-WARPGROUP_WARPS = 4
-WARPGROUP_THREADS = WARPGROUP_WARPS * WARP_THREADS
 TILE_M = 128
 """Rows of a Q tile: the M of every product, the lanes of tensor memory, the threads of a role."""
 
 MAX_MMA_N = 256
 MMA_K_BYTES = 32
-PAD_COLUMNS = 32
-PANEL_ELEMENT_BYTES = 2
-"""What swizzled panels are made of (``blocks.tiles``): 16-bit numbers, or pairs of e4m3 numbers."""
-
-DESCALE_ROWS = 128
-TMEM_COLUMNS = 512
-"""Columns of tensor memory, 32 bits wide in each of 128 lanes (PTX ISA, "Tensor Memory")."""
-
-MIN_TMEM_COLUMNS = 32
-COLUMN_BYTES = 4
-S_BUFFERS = 2
-MBARRIER_BYTES = 8
-SMEM_ALIGN_BYTES = 1024
-"""Where a 128-byte swizzle pattern repeats; every tile starts on it."""
-
-REGISTERS_PER_SM = 65536
 MAX_STAGES = 8
 
 # Registers per thread after setmaxnreg, (softmax, correction, others), by the number of Q tiles.
@@ -79,61 +65,34 @@ class Fa4FwdBarrier(IntEnum):
     CORRECTION = 9
 
 
-@dataclass(frozen=True)
-class Fa4FwdConfig:
+@dataclass(frozen=True, kw_only=True)
+class Fa4FwdConfig(TmaForwardPlan):
     """Everything that a FlashAttention-4 forward kernel is specialised for.
 
     Attributes:
-        dtype: of Q, K and V: "float16", "bfloat16", or "float8_e4m3fn" with O in bfloat16.
-        head_dim, head_dim_v: D and Dv, multiples of 8, in fp8 of 16, up to 256; padded in shared
-            memory only, with zeros that TMA writes for columns outside the tensor.
-        is_causal: bottom-right aligned causal mask.
-        has_window_left, has_window_right: run-time window bounds.
-        has_softcap: scores pass through softcap·tanh(·/softcap).
-        is_varlen, has_seqused_q, has_seqused_k: packed sequences, and whether only the first rows
-            of each count.
-        packed_group: query heads of a K/V head that share a row tile (``blocks.pack_gqa``).
-        has_block_descales: every 128 rows of fp8 inputs have a descale of their own.
+        dtype … has_own_o: as in ``TmaForwardPlan``.
         num_q_tiles: Q tiles of 128 rows in flight. With two, each has a softmax warpgroup and an S
             buffer; with one, the softmax warpgroup takes the two S buffers in turn.
-        tile_n: key columns of a block.
         stages: depth of the ring that K and V blocks share.
         polynomial_pairs: of the 16 pairs in a chunk of 32 scores, those whose 2^x is a polynomial
             on the FMA pipe; the last chunk of a block has none, for nothing hides its latency.
         rescale_threshold: O is rescaled when a row's maximum has grown by more than this, in log2
             units; P is at most 2 to this power.
-        is_persistent: CTAs take one row tile after another (``blocks.tile_scheduler``).
         has_launch_control: CTAs ask for one row tile after another (``blocks.launch_control``).
-        has_own_o: O has a place of its own in shared memory, so that Q of the next tile can land
-            while O is finished and leaves; else it leaves from Q's.
-        smem_limit_bytes: what a CTA of the target may use.
     """
 
-    dtype: str
-    head_dim: int
-    head_dim_v: int
-    is_causal: bool = False
-    has_window_left: bool = False
-    has_window_right: bool = False
-    has_softcap: bool = False
-    is_varlen: bool = False
-    has_seqused_q: bool = False
-    has_seqused_k: bool = False
-    packed_group: int = 1
-    has_block_descales: bool = False
+    rung: ClassVar[str] = "FA4"
+    box_rows: ClassVar[int] = TILE_M
+
     num_q_tiles: int = 2
-    tile_n: int = 128
     stages: int = 3
     polynomial_pairs: int = 4
     rescale_threshold: float = RESCALE_THRESHOLD
-    is_persistent: bool = False
     has_launch_control: bool = False
-    has_own_o: bool = False
-    smem_limit_bytes: int = 227 * KIB
 
     def __post_init__(self) -> None:
-        require = requirements("FA4")
-        check_plan(self, require, DTYPES)
+        super().__post_init__()
+        require = self.require
         require(
             self.num_q_tiles in REGISTERS,
             "num_q_tiles",
@@ -166,12 +125,7 @@ class Fa4FwdConfig:
             self.rescale_threshold,
             f"0 to {largest:g}: P of up to 2^{largest + self.p_exponent:g} is what its dtype holds",
         )
-        require(
-            not self.has_block_descales or (self.is_fp8 and DESCALE_ROWS % self.tile_n == 0),
-            "tile_n does not divide the keys of a descale",
-            self.tile_n,
-            f"a divisor of {DESCALE_ROWS}, and fp8 inputs",
-        )
+        self.require_whole_descales()
         require(
             not (self.is_persistent and self.has_launch_control),
             "two ways to more tiles",
@@ -179,63 +133,24 @@ class Fa4FwdConfig:
             "one: further tiles are taken by number, or asked for",
         )
         require(
-            self.packed_group > 0 and TILE_M % self.packed_group == 0,
-            "packed_group",
-            self.packed_group,
-            f"a divisor of {TILE_M}, the rows of one TMA box of Q",
-            fix="use packed_group=1: every query head gets row tiles of its own",
-        )
-        require(
-            self.tmem_columns_used <= TMEM_COLUMNS,
+            self.tmem_map.columns_used <= TMEM_COLUMNS,
             "tensor memory",
-            f"{self._tmem_arithmetic()} = {self.tmem_columns_used} columns",
+            f"{self.tmem_map.arithmetic} = {self.tmem_map.columns_used} columns",
             f"at most {TMEM_COLUMNS} columns",
             fix="use a smaller tile_n, or one Q tile",
         )
-        require(
-            self.smem_bytes <= self.smem_limit_bytes,
-            "shared memory",
-            f"{self._smem_arithmetic()} = {self.smem_bytes} bytes",
-            f"at most {self.smem_limit_bytes} bytes",
+        self.require_smem(
+            self.smem_bytes,
+            self._smem_arithmetic(),
             fix="use fewer stages, a smaller tile_n, or one Q tile",
         )
 
     # -- shapes
 
     @property
-    def padded_d(self) -> int:
-        """Columns of the Q and K tiles."""
-        return round_up(self.head_dim, PAD_COLUMNS)
-
-    @property
-    def padded_dv(self) -> int:
-        """Columns of the V and O tiles."""
-        return round_up(self.head_dim_v, PAD_COLUMNS)
-
-    @property
-    def panel_d(self) -> int:
-        """``padded_d`` in elements of 16 bits."""
-        return self.padded_d * self.element_bytes // PANEL_ELEMENT_BYTES
-
-    @property
-    def panel_dv(self) -> int:
-        """``padded_dv`` of the V tiles in elements of 16 bits."""
-        return self.padded_dv * self.element_bytes // PANEL_ELEMENT_BYTES
-
-    @property
     def tile_m(self) -> int:
         """Rows of a CTA's tile."""
         return TILE_M * self.num_q_tiles
-
-    @property
-    def tile_queries(self) -> int:
-        """Queries of a CTA's tile: packed, each is ``packed_group`` rows."""
-        return self.tile_m // self.packed_group
-
-    @property
-    def has_long_last_tiles(self) -> bool:
-        """Whether later rows see more keys."""
-        return self.is_causal or self.has_window_right
 
     @property
     def is_resident(self) -> bool:
@@ -310,7 +225,7 @@ class Fa4FwdConfig:
     @property
     def launch_registers(self) -> int:
         """Per thread, before setmaxnreg; ptxas may use no more either."""
-        return REGISTERS_PER_SM // self.num_threads // 8 * 8
+        return launch_registers(self.num_threads)
 
     @property
     def softmax_registers(self) -> int:
@@ -327,68 +242,13 @@ class Fa4FwdConfig:
         """Per thread of MMA, LOAD and EPILOGUE, after setmaxnreg.dec."""
         return REGISTERS[self.num_q_tiles][2]
 
-    # -- tensor memory, in columns
+    # -- tensor memory
 
     @property
-    def tmem_s(self) -> tuple[int, int]:
-        """First column of each S buffer (fp32, tile_n columns)."""
-        return (0, self.tile_n)
-
-    @property
-    def tmem_p_columns(self) -> int:
-        """Columns of P: two of its elements share one, in fp8 four."""
-        return self.tile_n * self.element_bytes // COLUMN_BYTES
-
-    @property
-    def tmem_p(self) -> tuple[int, int]:
-        """First column of P, at the end of its S buffer.
-
-        A thread has its whole row of S in registers before it writes the first of P over it.
-        """
-        first = self.tile_n - self.tmem_p_columns
-        return (first, self.tile_n + first)
-
-    @property
-    def tmem_o(self) -> tuple[int, ...]:
-        """First column of each Q tile's O (fp32, padded_dv columns)."""
-        return tuple(S_BUFFERS * self.tile_n + i * self.padded_dv for i in range(self.num_q_tiles))
-
-    @property
-    def tmem_columns_used(self) -> int:
-        return S_BUFFERS * self.tile_n + self.num_q_tiles * self.padded_dv
-
-    @property
-    def tmem_columns(self) -> int:
-        """Columns to allocate: a power of two (PTX ISA, tcgen05.alloc)."""
-        return max(1 << (self.tmem_columns_used - 1).bit_length(), MIN_TMEM_COLUMNS)
-
-    def _tmem_arithmetic(self) -> str:
-        return (
-            f"{S_BUFFERS} S buffers · {self.tile_n} + {self.num_q_tiles} Q tiles · "
-            f"{self.padded_dv} for O"
-        )
+    def tmem_map(self) -> TmemMap:
+        return TmemMap(self.tile_n, self.padded_dv, self.num_q_tiles, self.element_bytes)
 
     # -- elements
-
-    @property
-    def element_bytes(self) -> int:
-        """Of Q, K, V and P."""
-        return DTYPE_BYTES[self.dtype]
-
-    @property
-    def is_fp8(self) -> bool:
-        """Whether tiles hold bytes, and there are descales."""
-        return self.element_bytes == 1
-
-    @property
-    def out_dtype(self) -> str:
-        """Of O."""
-        return out_dtype(self.dtype)
-
-    @property
-    def out_bytes(self) -> int:
-        """Of an element of O."""
-        return DTYPE_BYTES[self.out_dtype]
 
     @property
     def mma_k(self) -> int:
@@ -472,17 +332,11 @@ class Fa4FwdConfig:
             f"mbarriers"
         )
 
-    def workspace(self, batch: int, seqlen_q: int, heads_q: int) -> tuple:
-        """Global scratch tensors that a launch needs: none, O and its statistics stay on chip."""
-        return ()
-
 
 @dataclass(frozen=True)
-class TileChoice:
-    """One row of the tile table: the plan for D and Dv up to ``max_dim`` and ``max_dim_v``."""
+class TileChoice(TileRow):
+    """One row of the tile table."""
 
-    max_dim: int
-    max_dim_v: int
     num_q_tiles: int
     tile_n: int
 
@@ -506,14 +360,8 @@ _FP8_TILES = (
 
 def tile_choice(variant: KernelVariant) -> TileChoice:
     """The row of the tile table for the two head dims."""
-    for choice in _FP8_TILES if DTYPE_BYTES[variant.dtype] == 1 else _TILES:
-        if variant.head_dim <= choice.max_dim and variant.head_dim_v <= choice.max_dim_v:
-            return choice
-    raise UnsupportedError(
-        "FA4 has no tile for these head dims",
-        got=f"head dims {variant.head_dim} and {variant.head_dim_v}",
-        expected=f"head dims up to {MAX_HEAD_DIM}",
-    )
+    tiles = _FP8_TILES if DTYPE_BYTES[variant.dtype] == 1 else _TILES
+    return first_row_for("FA4", tiles, variant)
 
 
 def preferred_group(problem: AttentionProblem | VarlenProblem) -> int:
@@ -528,14 +376,6 @@ def _with_most_stages(config: Fa4FwdConfig) -> Fa4FwdConfig:
     stage = config.smem_stage_bytes + 2 * MBARRIER_BYTES
     more = (config.smem_limit_bytes - config.smem_bytes) // stage
     return replace(config, stages=min(config.stages + more, MAX_STAGES))
-
-
-def _with_own_o(config: Fa4FwdConfig) -> Fa4FwdConfig:
-    """``config`` with places of O beside those of Q, if there is room for them."""
-    try:
-        return replace(config, has_own_o=True)
-    except InvalidArgumentError:
-        return config
 
 
 def pick_fwd(variant: KernelVariant, target: Target) -> Fa4FwdConfig:
@@ -555,41 +395,18 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa4FwdConfig:
             expected="sm_100a or sm_103a",
             alternatives=("fa2", "fa1"),
         )
-    check_served("FA4", variant, dtypes=DTYPES, has_varlen=True, has_packed_groups=True)
-    is_fp8 = DTYPE_BYTES[variant.dtype] == 1
-    if variant.is_varlen and is_fp8:
-        raise UnsupportedError(
-            "FA4 does not take packed sequences in fp8 in this version",
-            got=f"a varlen call in {variant.dtype}",
-            expected="dense tensors (B, S, H, D), or 16-bit inputs",
-        )
-    if TILE_M % variant.packed_group:
-        raise UnsupportedError(
-            "FA4 cannot pack this many query heads into a tile",
-            got=f"{variant.packed_group} query heads per K/V head",
-            expected=f"a divisor of {TILE_M}, the rows of one TMA box of Q",
-            fix="use pack_gqa=None or False",
-        )
+    Fa4FwdConfig.check_served(variant)
     tile = tile_choice(variant)
     is_masked = variant.causal or variant.has_window_left or variant.has_window_right
-    config = Fa4FwdConfig(
-        dtype=variant.dtype,
-        head_dim=variant.head_dim,
-        head_dim_v=variant.head_dim_v,
-        is_causal=variant.causal,
-        has_window_left=variant.has_window_left,
-        has_window_right=variant.has_window_right,
-        has_softcap=variant.has_softcap,
-        is_varlen=variant.is_varlen,
-        has_seqused_q=variant.has_seqused_q,
-        has_seqused_k=variant.has_seqused_k,
-        packed_group=variant.packed_group,
-        has_block_descales=variant.has_block_descales,
+    config = Fa4FwdConfig.of(
+        variant,
+        target,
         num_q_tiles=tile.num_q_tiles,
         tile_n=tile.tile_n,
         polynomial_pairs=POLYNOMIAL_PAIRS[target.arch],
-        rescale_threshold=0.0 if is_fp8 else RESCALE_THRESHOLD,
+        rescale_threshold=0.0 if DTYPE_BYTES[variant.dtype] == 1 else RESCALE_THRESHOLD,
         is_persistent=not (is_masked or variant.is_varlen),
-        smem_limit_bytes=target.smem_per_block_bytes,
     )
-    return _with_most_stages(_with_own_o(config) if config.is_persistent else config)
+    if config.is_persistent:
+        config = changed_if_legal(config, has_own_o=True)
+    return _with_most_stages(config)

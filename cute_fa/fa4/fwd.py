@@ -27,23 +27,22 @@ from cute_fa.blocks.seqlen import Window, num_sequences, sequences
 from cute_fa.blocks.signals import Signal
 from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
 from cute_fa.blocks.tile_scheduler import TileSchedule, tile_schedule
-from cute_fa.blocks.tiles import WARP_THREADS
-from cute_fa.blocks.tma import shared_tiles, tma_load, tma_store
-from cute_fa.fa4.config import (
+from cute_fa.blocks.tiles import (
     PANEL_ELEMENT_BYTES,
-    S_BUFFERS,
     SMEM_ALIGN_BYTES,
-    TILE_M,
+    WARP_THREADS,
     WARPGROUP_THREADS,
     WARPGROUP_WARPS,
-    Fa4FwdConfig,
 )
+from cute_fa.blocks.tma import shared_tiles, tma_load, tma_store
+from cute_fa.fa4.config import TILE_M, Fa4FwdConfig
 from cute_fa.fa4.fwd_context import Cta, Signals, Transfers
 from cute_fa.fa4.fwd_correction import correct
 from cute_fa.fa4.fwd_epilogue import store_o
 from cute_fa.fa4.fwd_load import load
 from cute_fa.fa4.fwd_mma import multiply
 from cute_fa.fa4.fwd_softmax import softmax
+from cute_fa.fa4.tmem_map import S_BUFFERS
 
 
 def fake_arguments(config: Fa4FwdConfig) -> tuple:
@@ -203,7 +202,7 @@ class Fa4Fwd:
                 transfers.prefetch()
             cute.arch.mbarrier_init_fence()
         if warp == cfg.correction_warp:
-            tmem.allocate(cfg.tmem_columns, tmem_address)
+            tmem.allocate(cfg.tmem_map.columns, tmem_address)
         cute.arch.sync_threads()
 
         # -- roles

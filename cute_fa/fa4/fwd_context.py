@@ -15,7 +15,7 @@ from cute_fa.blocks.scores import ScoreScale
 from cute_fa.blocks.signals import Signal
 from cute_fa.blocks.tile_scheduler import TileSchedule, WorkTile
 from cute_fa.blocks.tma import TmaTensor
-from cute_fa.fa4.config import S_BUFFERS
+from cute_fa.fa4.tmem_map import S_BUFFERS
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Cta:
         return self.tmem + buffer * self.config.tile_n
 
     def tmem_p(self, buffer) -> cute.Pointer:
-        return self.tmem_s(buffer) + self.config.tmem_p[0]
+        return self.tmem_s(buffer) + self.config.tmem_map.p[0]
 
     def tmem_o(self, i) -> cute.Pointer:
-        return self.tmem + self.config.tmem_o[0] + i * self.config.padded_dv
+        return self.tmem + self.config.tmem_map.o[0] + i * self.config.padded_dv

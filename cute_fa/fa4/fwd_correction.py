@@ -10,12 +10,8 @@ from cute_fa.blocks.packed_math import both, mul2
 from cute_fa.blocks.row_tile import RowTile, Uses
 from cute_fa.blocks.signature import DTYPES
 from cute_fa.blocks.tile_scheduler import WorkTile, for_each_tile
-from cute_fa.blocks.tiles import CHUNK_BYTES, WARP_THREADS
-from cute_fa.fa4.config import (
-    WARPGROUP_THREADS,
-    WARPGROUP_WARPS,
-    Fa4FwdBarrier,
-)
+from cute_fa.blocks.tiles import CHUNK_BYTES, WARP_THREADS, WARPGROUP_THREADS, WARPGROUP_WARPS
+from cute_fa.fa4.config import Fa4FwdBarrier
 from cute_fa.fa4.fwd_context import Cta
 
 O_COLUMNS = 16
@@ -39,7 +35,7 @@ def correct(cta: Cta, thread: cutlass.Int32):
     # This role has waited for whatever else anybody did to tensor memory.
     cute.arch.barrier(barrier_id=int(Fa4FwdBarrier.CORRECTION), number_of_threads=WARPGROUP_THREADS)
     if warp == 0:
-        tmem.release(cta.tmem, cta.config.tmem_columns)
+        tmem.release(cta.tmem, cta.config.tmem_map.columns)
 
 
 @cute.jit

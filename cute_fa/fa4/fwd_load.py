@@ -8,8 +8,8 @@ from cutlass import cute
 from cute_fa.blocks.row_tile import RowTile, Uses
 from cute_fa.blocks.tile_scheduler import WorkTile, for_each_tile
 from cute_fa.blocks.tma import Rows
-from cute_fa.fa4.config import S_BUFFERS
 from cute_fa.fa4.fwd_context import Cta
+from cute_fa.fa4.tmem_map import S_BUFFERS
 
 
 @cute.jit

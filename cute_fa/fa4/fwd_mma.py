@@ -22,8 +22,8 @@ from cute_fa.blocks.umma import (
     operand_a_in_tmem,
     operand_b,
 )
-from cute_fa.fa4.config import S_BUFFERS
 from cute_fa.fa4.fwd_context import Cta
+from cute_fa.fa4.tmem_map import S_BUFFERS
 
 
 @dataclass(frozen=True)

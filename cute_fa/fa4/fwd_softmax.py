@@ -16,9 +16,9 @@ from cute_fa.blocks.row_tile import RowTile, Uses
 from cute_fa.blocks.scores import ScoreScale, cap_scores
 from cute_fa.blocks.signature import DTYPES
 from cute_fa.blocks.tile_scheduler import WorkTile, for_each_tile
-from cute_fa.blocks.tiles import WARP_THREADS
+from cute_fa.blocks.tiles import WARP_THREADS, WARPGROUP_WARPS
 from cute_fa.exp2 import CHUNK_COLUMNS
-from cute_fa.fa4.config import TILE_M, WARPGROUP_WARPS, Fa4FwdBarrier
+from cute_fa.fa4.config import TILE_M, Fa4FwdBarrier
 from cute_fa.fa4.fwd_context import Cta
 
 
@@ -143,8 +143,8 @@ def _store_p(cta: Cta, softmax: RowSoftmax, row_S: cute.Tensor, buffer, thread: 
     """P = 2^(S·scale − anchor) to 16 or 8 bits, chunk by chunk; the first part is signalled
     early."""
     cfg = cta.config
-    chunk_columns = CHUNK_COLUMNS * cfg.tmem_p_columns // cfg.tile_n
-    tP = tmem.TmemRow(cta.tmem_p(buffer), cfg.tmem_p_columns, chunk_columns, thread)
+    chunk_columns = CHUNK_COLUMNS * cfg.tmem_map.p_columns // cfg.tile_n
+    tP = tmem.TmemRow(cta.tmem_p(buffer), cfg.tmem_map.p_columns, chunk_columns, thread)
     # The thread's whole row is in registers, and P may be written over it.
     tmem.finish_loads()
     for chunk in cutlass.range_constexpr(tP.num_chunks):

@@ -13,7 +13,7 @@ import pytest
 from cute_fa.build import registry
 from cute_fa.build.registry import KERNELS, KernelEntry, can_run, choose_generation, find
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
-from cute_fa.problem import AttentionProblem
+from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import TARGETS
 from cute_fa.varlen import VarlenProblem
 
@@ -120,6 +120,15 @@ def test_an_override_of_another_type_is_refused(entry: KernelEntry) -> None:
         (name,) = overrides
         with pytest.raises(InvalidTypeError, match=rf"{name}: not what(.|\n)*expected: \w+, as in"):
             entry.config(problem().variant, target, overrides)
+
+
+def test_an_override_that_makes_another_variant_is_refused() -> None:
+    fp8 = KernelVariant("float8_e4m3fn", 64, 64)
+    for overrides in ({"is_causal": True}, {"has_softcap": True}, {"has_block_descales": True}):
+        (name,) = overrides
+        with pytest.raises(InvalidArgumentError, match=f"{name} follows from what the fa3 fwd"):
+            find("fa3").config(fp8, TARGETS["sm_90a"], overrides)
+    assert find("fa3").config(fp8, TARGETS["sm_90a"], {"packed_group": 2}).packed_group == 2
 
 
 def test_what_a_target_or_this_version_lacks_names_what_there_is() -> None:

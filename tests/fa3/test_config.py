@@ -6,15 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from cute_fa.blocks.plan import REGISTERS_PER_SM
 from cute_fa.errors import InvalidArgumentError, UnsupportedError
-from cute_fa.fa3.config import (
-    FP8_REGISTERS,
-    REGISTERS,
-    REGISTERS_PER_SM,
-    Fa3FwdConfig,
-    pick_fwd,
-    preferred_group,
-)
+from cute_fa.fa3.config import FP8_REGISTERS, REGISTERS, Fa3FwdConfig, pick_fwd, preferred_group
 from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import KIB, TARGETS
 from cute_fa.varlen import Packing, VarlenProblem

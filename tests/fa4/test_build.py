@@ -112,7 +112,7 @@ def test_ptx_is_what_the_tiles_imply(head_dim, mask):
     assert "ld.global" not in ptx and "wgmma" not in ptx and "mma.sync" not in ptx
     assert ptx.count("tcgen05.alloc") == ptx.count("tcgen05.dealloc") == 1
     for register in re.findall(r"tcgen05\.(?:de)?alloc\S*\s+\[?%r\d+\]?, (%r\d+);", ptx):
-        assert _constants(ptx, register) == (config.tmem_columns,)
+        assert _constants(ptx, register) == (config.tmem_map.columns,)
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from cute_fa import flash_attn_func
+from cute_fa.blocks.plan import REGISTERS_PER_SM
 from cute_fa.build import can_run
 from cute_fa.errors import InvalidArgumentError, UnsupportedError
 from cute_fa.exp2 import polynomial_pairs
-from cute_fa.fa4.config import REGISTERS, REGISTERS_PER_SM, Fa4FwdConfig, pick_fwd
+from cute_fa.fa4.config import REGISTERS, Fa4FwdConfig, pick_fwd
 from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import KIB, TARGETS
 from cute_fa.testing.inputs import normal_inputs
@@ -43,7 +44,13 @@ TABLE = {
 def test_tile_table(head_dim, head_dim_v, causal):
     config = _pick(head_dim, head_dim_v, causal=causal)
     tiles_kib = (config.smem_bytes - config.smem_small_bytes) / KIB
-    got = (config.num_q_tiles, config.tile_n, config.stages, config.tmem_columns_used, tiles_kib)
+    got = (
+        config.num_q_tiles,
+        config.tile_n,
+        config.stages,
+        config.tmem_map.columns_used,
+        tiles_kib,
+    )
     assert got == TABLE[head_dim, head_dim_v, causal]
 
 
@@ -62,13 +69,13 @@ def test_every_pair_of_head_dims_has_a_plan(mask):
 def test_tensor_memory_map(dims):
     """S buffers, then O tiles, side by side; P within its S; a power of two is allocated."""
     config = _pick(*dims)
-    areas = [(start, config.tile_n) for start in config.tmem_s]
-    areas += [(start, config.padded_dv) for start in config.tmem_o]
+    areas = [(start, config.tile_n) for start in config.tmem_map.s]
+    areas += [(start, config.padded_dv) for start in config.tmem_map.o]
     ends = [start + width for start, width in areas]
     assert [start for start, _ in areas] == [0, *ends[:-1]]
-    assert ends[-1] == config.tmem_columns_used <= config.tmem_columns <= 512
-    assert config.tmem_columns & (config.tmem_columns - 1) == 0
-    for s, p in zip(config.tmem_s, config.tmem_p, strict=True):
+    assert ends[-1] == config.tmem_map.columns_used <= config.tmem_map.columns <= 512
+    assert config.tmem_map.columns & (config.tmem_map.columns - 1) == 0
+    for s, p in zip(config.tmem_map.s, config.tmem_map.p, strict=True):
         assert s < p and p + config.tile_n // 2 == s + config.tile_n
 
 

@@ -123,11 +123,17 @@ def test_plan(head_dim, head_dim_v):
     variant = replace(VARIANT, head_dim=head_dim, head_dim_v=head_dim_v)
     config = pick_fwd(variant, BLACKWELL)
     tiles_kib = (config.smem_bytes - config.smem_small_bytes) / KIB
-    got = (config.num_q_tiles, config.tile_n, config.stages, config.tmem_columns_used, tiles_kib)
+    got = (
+        config.num_q_tiles,
+        config.tile_n,
+        config.stages,
+        config.tmem_map.columns_used,
+        tiles_kib,
+    )
     assert got == TABLE[head_dim, head_dim_v]
     assert (config.out_dtype, config.has_own_o) == ("bfloat16", True)
     # P ends with its S, and is at most 2^8.
-    assert config.tmem_p[0] + config.tile_n // 4 == config.tmem_s[1]
+    assert config.tmem_map.p[0] + config.tile_n // 4 == config.tmem_map.s[1]
     assert config.p_exponent + config.rescale_threshold == 8.0
     with pytest.raises(InvalidArgumentError, match=r"0 to 0: P of up to 2\^8"):
         replace(config, rescale_threshold=1.0)
