@@ -237,11 +237,9 @@ def varlen_attention(
         out (Tq, Hq, Dv) in q's dtype and lse (Hq, Tq) in the computing dtype. Rows that do not
         count give 0 and -inf; what stands in keys and values that do not count is not looked at.
     """
-    out = q.new_zeros(q.shape[0], q.shape[1], v.shape[2])
-    lse = q.new_full((q.shape[1], q.shape[0]), float("-inf"), dtype=_compute_dtype(q))
-    for rows_q, rows_k in zip(packing.rows_q, packing.rows_k, strict=True):
-        of_q, of_k = slice(rows_q.start, rows_q.stop), slice(rows_k.start, rows_k.stop)
-        own_out, own_lse = compute(
+
+    def of_sequence(number: int, of_q: slice, of_k: slice) -> tuple[Tensor, Tensor]:
+        return compute(
             q[None, of_q],
             k[None, of_k],
             v[None, of_k],
@@ -250,6 +248,27 @@ def varlen_attention(
             window_size=window_size,
             softcap=softcap,
         )
+
+    out = q.new_zeros(q.shape[0], q.shape[1], v.shape[2])
+    lse = q.new_full((q.shape[1], q.shape[0]), float("-inf"), dtype=_compute_dtype(q))
+    return one_by_one(packing, of_sequence, out, lse)
+
+
+def one_by_one(
+    packing: Packing,
+    of_sequence: Callable[[int, slice, slice], tuple[Tensor, Tensor]],
+    out: Tensor,
+    lse: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """``out`` (Tq, Hq, Dv) and ``lse`` (Hq, Tq), filled in the rows that count.
+
+    Args:
+        of_sequence: from the number of a sequence, its rows of q and its rows of k and v to its out
+            (1, Sq, Hq, Dv) and LSE (1, Hq, Sq).
+    """
+    for number, (rows_q, rows_k) in enumerate(zip(packing.rows_q, packing.rows_k, strict=True)):
+        of_q, of_k = slice(rows_q.start, rows_q.stop), slice(rows_k.start, rows_k.stop)
+        own_out, own_lse = of_sequence(number, of_q, of_k)
         out[of_q], lse[:, of_q] = own_out[0], own_lse[0]
     return out, lse
 

@@ -15,12 +15,14 @@ maximum and stays at most 2⁸, and l is divided by dv again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cute_fa.quant import expand_descale
-from cute_fa.reference.dense import Window, visible_mask
+from cute_fa.reference.dense import Window, one_by_one, visible_mask
+from cute_fa.varlen import Packing
 
 NEG_INF = float("-inf")
 LOG2_E = 1.4426950408889634
@@ -72,8 +74,9 @@ def forward(
     mQ, q_scale = rows_of(q, q_descale)
     mK, k_scale = rows_of(k, k_descale)
     mV, v_scale = rows_of(v, v_descale)
-    # Of a block: what its P is multiplied by. Of a head: what O is multiplied by, at the end.
-    weight, of_out = (v_scale, 1.0) if block_rows else (None, v_scale[..., :1, None])
+    # Of a block: what its P is multiplied by. Of a head: what O is multiplied by, at the end, (B,
+    # Hq, 1, 1); without keys there is nothing to multiply.
+    weight, of_out = (v_scale, 1.0) if block_rows else (None, v_scale[..., :1, None].sum(2, True))
     acc_O = mQ.new_zeros(*mQ.shape[:-1], v.shape[-1])  # (B, Hq, Sq, Dv)
     row_max = mQ.new_full(mQ.shape[:-1], NEG_INF)  # in units of log2(e)
     row_sum = mQ.new_zeros(mQ.shape[:-1])
@@ -98,3 +101,37 @@ def forward(
     out = acc_O * of_out / torch.where(row_sum == 0.0, 1.0, row_sum)[..., None]
     lse = (row_max + torch.log2(row_sum) - P_EXPONENT) / LOG2_E
     return out.transpose(1, 2).to(torch.bfloat16), lse
+
+
+def varlen_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_descale: Tensor,
+    k_descale: Tensor,
+    v_descale: Tensor,
+    *,
+    packing: Packing,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """``forward`` of each packed sequence by itself, with its own descales.
+
+    Args:
+        q, k, v: (Tq, Hq, D), (Tk, Hk, D), (Tk, Hk, Dv), float8_e4m3fn.
+        q_descale, k_descale, v_descale: as of ``forward``, B being the number of sequences; blocks
+            are counted from the first row of each, and those without rows are not looked at.
+        packing: where the sequences lie.
+        options: as of ``forward``.
+
+    Returns:
+        out (Tq, Hq, Dv) bf16 and lse (Hq, Tq) fp32; 0 and -inf in rows that do not count.
+    """
+
+    def of_sequence(number: int, of_q: slice, of_k: slice) -> tuple[Tensor, Tensor]:
+        own = slice(number, number + 1)
+        descales = (x[own] for x in (q_descale, k_descale, v_descale))
+        return forward(q[None, of_q], k[None, of_k], v[None, of_k], *descales, **options)
+
+    out = q.new_zeros(q.shape[0], q.shape[1], v.shape[2], dtype=torch.bfloat16)
+    lse = q.new_full((q.shape[1], q.shape[0]), NEG_INF, dtype=torch.float32)
+    return one_by_one(packing, of_sequence, out, lse)

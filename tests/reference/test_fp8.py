@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from cute_fa import quant
+from cute_fa.problem import AttentionProblem
 from cute_fa.reference import dense, fp8
+from cute_fa.testing.inputs import length_arguments
+from cute_fa.varlen import Packing, VarlenProblem
 
 
 def outlier_inputs(seed: int, *shape: int) -> list[torch.Tensor]:
@@ -55,6 +58,34 @@ def test_rows_that_see_nothing_give_zero() -> None:
     out, lse = fp8.forward(*inputs, causal=True)
     assert out[:, :5].eq(0).all() and lse[..., :5].eq(float("-inf")).all()
     assert torch.allclose(out[:, 5:].float(), torch.ones(1, 4, 1, 16), rtol=0.07)
+
+
+@pytest.mark.parametrize("block_rows", [None, 64])
+def test_packed_sequences_are_attention_on_what_each_one_stands_for(block_rows) -> None:
+    lengths_q, lengths_k = (30, 0, 70, 5), (90, 7, 130, 0)
+    packing = Packing.of_lengths(lengths_q, lengths_k, seqused_k=(90, 7, 65, 0))
+    generator = torch.Generator().manual_seed(2)
+    q = torch.randn(sum(lengths_q), 4, 32, generator=generator)
+    k, v = (torch.randn(sum(lengths_k), 2, 32, generator=generator) for _ in range(2))
+    sizes = torch.tensor([1.0, 10.0, 0.1, 1.0]).repeat_interleave(torch.tensor(lengths_k))
+    v *= sizes[:, None, None]
+    shape = AttentionProblem(1, 1, 1, 4, 2, 32, 32, "float8_e4m3fn")
+    lengths = length_arguments(VarlenProblem.of(shape, packing))
+    inputs = quant.quantize_varlen_qkv(q, k, v, **lengths, block_rows=block_rows, is_rotated=False)
+    if block_rows:
+        inputs.k_descale[1, :, 1:] = torch.nan  # behind a sequence of 7 keys
+    out, lse = fp8.varlen_forward(*inputs, packing=packing, block_rows=block_rows, causal=True)
+    for b, (rows_q, rows_k) in enumerate(zip(packing.rows_q, packing.rows_k, strict=True)):
+        exact = [
+            quant.dequantize(x[None, rows.start : rows.stop], s[b : b + 1], block_rows=block_rows)
+            for x, s, rows in zip(inputs[:3], inputs[3:], (rows_q, rows_k, rows_k), strict=True)
+        ]
+        own, own_lse = dense.attention(*(x.double() for x in exact), causal=True)
+        of = slice(rows_q.start, rows_q.stop)
+        # As of dense tensors: P rounds by 2^-4 at most.
+        size = exact[2].abs().max() if len(rows_k) else 0.0
+        assert ((out[of] - own[0]).abs() <= 2.0**-4 * size).all()
+        assert torch.allclose(lse[:, of].double(), own_lse[0], atol=1e-4)
 
 
 def test_both_steps_halve_the_error_of_one_scale_per_tensor() -> None:
