@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import cutlass
 from cutlass import cute
 
-from cute_fa.blocks.plan import DESCALE_ROWS
+from cute_fa.blocks.plan import DESCALE_ROWS, TmaForwardPlan
 from cute_fa.blocks.scores import ScoreScale
 from cute_fa.blocks.softmax import BlockWeight
 from cute_fa.blocks.tma import panel_swizzle
@@ -77,6 +77,13 @@ class Descales:
     k: cute.Tensor | None = None
     v: cute.Tensor | None = None
     is_by_block: cutlass.Constexpr = False
+
+    @staticmethod
+    def of(plan: TmaForwardPlan, extras: tuple) -> tuple[Descales, tuple]:
+        """(descales, lengths) from what follows the stream (``blocks.signature``)."""
+        if not plan.is_fp8:
+            return Descales(), extras
+        return Descales(*extras[:3], plan.has_block_descales), extras[3:]
 
     def at(self, batch: cutlass.Int32, head_kv: cutlass.Int32) -> HeadDescales:
         """Those of one K/V head."""

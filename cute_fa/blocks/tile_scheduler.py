@@ -30,6 +30,7 @@ from cutlass import cute
 
 from cute_fa.blocks.host import multiprocessor_count
 from cute_fa.blocks.launch_control import Answers
+from cute_fa.blocks.plan import TmaForwardPlan
 from cute_fa.blocks.seqlen import DenseSequences, PackedSequences
 from cute_fa.blocks.tiles import WARP_THREADS
 
@@ -245,51 +246,42 @@ def _for_each_answer(
 
 
 def tile_schedule(
+    plan: TmaForwardPlan,
     sequences: DenseSequences | PackedSequences,
     batch: cutlass.Int32,
     mQ: cute.Tensor,
     mK: cute.Tensor,
-    *,
-    rows: int,
-    columns: int,
-    key_bytes: int,
-    packed_group: int,
-    is_longest_first: bool,
-    is_persistent: bool,
 ) -> TileSchedule:
     """The list of a launch; on the host.
 
     Args:
         batch: sequences.
         mQ, mK: (B, S, H, D), or packed (T, H, D).
-        rows: queries of a tile, times ``packed_group`` its rows.
-        columns: keys of a block.
-        key_bytes: K and V of one key and head.
-        packed_group: query heads that share a tile.
     """
-    heads = mQ.shape[-2] // packed_group
+    rows = plan.tile_queries
+    heads = mQ.shape[-2] // plan.packed_group
     heads_per_kv = heads // mK.shape[-2]
     is_packed = isinstance(sequences, PackedSequences)
     longest = cute.ceil_div(sequences.max_seqlen_q, rows) * batch
     # A sequence of n rows has at most ⌊n / rows⌋ + 1 tiles, and no more than the longest has.
     tiles = cutlass.min(mQ.shape[0] // rows + batch, longest) if is_packed else longest
     tiles = tiles * heads
-    sms = multiprocessor_count() if is_persistent else cutlass.Int32(0)
+    sms = multiprocessor_count() if plan.is_persistent else cutlass.Int32(0)
     is_balanced = cutlass.Boolean(True)
     width = heads
     if is_packed:
         # Chance may give a CTA one tile more than its share: at most ``max_seqlen_q`` keys of a
         # query that sees as many. A start that overlaps is counted as one block.
-        is_balanced = sequences.max_seqlen_q // columns * sms <= tiles
-    elif is_longest_first:
+        is_balanced = sequences.max_seqlen_q // plan.tile_n * sms <= tiles
+    elif plan.has_long_last_tiles:
         all_heads = heads * batch
-        fitting = L2_SECTION_BYTES // key_bytes // cutlass.max(mK.shape[1], 1)
+        fitting = L2_SECTION_BYTES // plan.key_bytes // cutlass.max(mK.shape[1], 1)
         fitting = cutlass.max(fitting, 1) * heads_per_kv
         is_balanced = (all_heads <= fitting) | (all_heads <= sms // 2)
         cut = cute.ceil_div(all_heads, cute.ceil_div(all_heads, fitting))
         width = cutlass.Int32(cutlass.select_(is_balanced, all_heads, cut))
     ctas = tiles
-    if is_persistent:
+    if plan.is_persistent:
         one_each = cutlass.min(tiles, sms)
         pairs = cutlass.max(cute.ceil_div(tiles, 2), one_each)
         others = tiles if is_packed else pairs
@@ -303,6 +295,6 @@ def tile_schedule(
         num_tiles=tiles,
         num_ctas=ctas,
         rows=rows,
-        is_longest_first=is_longest_first,
-        is_persistent=is_persistent,
+        is_longest_first=plan.has_long_last_tiles,
+        is_persistent=plan.is_persistent,
     )

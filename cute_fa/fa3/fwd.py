@@ -16,7 +16,7 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks.copies import shared_tile
-from cute_fa.blocks.fp8 import PAIR, Descales, pairs_of
+from cute_fa.blocks.fp8 import PAIR, Descales
 from cute_fa.blocks.pipelines import WarpPipe, num_mbarriers, tma_pipe
 from cute_fa.blocks.scores import ScoreScale, score_scale
 from cute_fa.blocks.seqlen import Window, num_sequences, sequences
@@ -29,9 +29,10 @@ from cute_fa.blocks.tiles import (
     WARPGROUP_THREADS,
     WARPGROUP_WARPS,
 )
-from cute_fa.blocks.tma import shared_tiles, tma_load, tma_store
+from cute_fa.blocks.tma import shared_tiles
+from cute_fa.blocks.transfers import Transfers
 from cute_fa.fa3.config import STRIP_ROWS, TRANSPOSE_WARPS, Fa3FwdConfig
-from cute_fa.fa3.fwd_context import Cta, Transfers
+from cute_fa.fa3.fwd_context import Cta
 from cute_fa.fa3.fwd_load import load
 from cute_fa.fa3.fwd_mma import attend
 from cute_fa.fa3.fwd_transpose import transpose
@@ -97,30 +98,11 @@ class Fa3Fwd:
     ):
         """Launch on ``stream``; only variants that have them read ``softcap`` and the window."""
         cfg = self.config
-        descales, lengths = Descales(), extras
-        if cutlass.const_expr(cfg.is_fp8):
-            descales, lengths = Descales(*extras[:3], cfg.has_block_descales), extras[3:]
+        descales, lengths = Descales.of(cfg, extras)
         window = Window.of(cfg, window_left, window_right)
-        schedule = tile_schedule(
-            sequences(mQ, mK, window, lengths),
-            num_sequences(mQ, lengths),
-            mQ,
-            mK,
-            rows=cfg.tile_queries,
-            columns=cfg.tile_n,
-            key_bytes=(cfg.head_dim + cfg.head_dim_v) * cfg.element_bytes,
-            packed_group=cfg.packed_group,
-            is_longest_first=cfg.has_long_last_tiles,
-            is_persistent=cfg.is_persistent,
-        )
-        if cutlass.const_expr(cfg.is_fp8):
-            mQ, mK, mV = map(pairs_of, (mQ, mK, mV))
-        transfers = Transfers(
-            q=tma_load(mQ, STRIP_ROWS, cfg.panel_d, cfg.packed_group),
-            k=tma_load(mK, cfg.tile_n, cfg.panel_d),
-            v=tma_load(mV, cfg.tile_n, cfg.panel_dv),
-            o=tma_store(mO, STRIP_ROWS, cfg.padded_dv, cfg.packed_group),
-        )
+        launched = sequences(mQ, mK, window, lengths)
+        schedule = tile_schedule(cfg, launched, num_sequences(mQ, lengths), mQ, mK)
+        transfers = Transfers.of(cfg, mQ, mK, mV, mO)
         scores = score_scale(softmax_scale, softcap, cfg.has_softcap)
         self.kernel(transfers, mLSE, scores, schedule, descales).launch(
             grid=schedule.grid,

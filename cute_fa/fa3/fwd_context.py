@@ -12,22 +12,7 @@ from cute_fa.blocks.pipelines import Ring, TmaPipe, WarpPipe
 from cute_fa.blocks.row_tile import RowTile, Uses
 from cute_fa.blocks.scores import ScoreScale
 from cute_fa.blocks.tile_scheduler import TileSchedule, WorkTile
-from cute_fa.blocks.tma import TmaTensor
-
-
-@dataclass(frozen=True)
-class Transfers:
-    """Everything that moves by TMA."""
-
-    q: TmaTensor  # (64, D) strips
-    k: TmaTensor  # (N, D) tiles
-    v: TmaTensor  # (N, Dv) tiles
-    o: TmaTensor  # (64, Dv) strips
-
-    def prefetch(self) -> None:
-        """Bring all tensor maps near; by one thread."""
-        for tensor in (self.q, self.k, self.v, self.o):
-            tensor.prefetch()
+from cute_fa.blocks.transfers import Transfers
 
 
 @dataclass(frozen=True)

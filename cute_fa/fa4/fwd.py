@@ -19,7 +19,7 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks import tmem
-from cute_fa.blocks.fp8 import PAIR, Descales, pairs_of
+from cute_fa.blocks.fp8 import PAIR, Descales
 from cute_fa.blocks.launch_control import allocate_answers, ask_for_all
 from cute_fa.blocks.pipelines import num_mbarriers, tma_pipe
 from cute_fa.blocks.scores import ScoreScale, score_scale
@@ -34,9 +34,10 @@ from cute_fa.blocks.tiles import (
     WARPGROUP_THREADS,
     WARPGROUP_WARPS,
 )
-from cute_fa.blocks.tma import shared_tiles, tma_load, tma_store
+from cute_fa.blocks.tma import shared_tiles
+from cute_fa.blocks.transfers import Transfers
 from cute_fa.fa4.config import TILE_M, Fa4FwdConfig
-from cute_fa.fa4.fwd_context import Cta, Signals, Transfers
+from cute_fa.fa4.fwd_context import Cta, Signals
 from cute_fa.fa4.fwd_correction import correct
 from cute_fa.fa4.fwd_epilogue import store_o
 from cute_fa.fa4.fwd_load import load
@@ -119,30 +120,11 @@ class Fa4Fwd:
     ):
         """Launch on ``stream``; only variants that have them read ``softcap`` and the window."""
         cfg = self.config
-        descales, lengths = Descales(), extras
-        if cutlass.const_expr(cfg.is_fp8):
-            descales, lengths = Descales(*extras[:3], cfg.has_block_descales), extras[3:]
+        descales, lengths = Descales.of(cfg, extras)
         window = Window.of(cfg, window_left, window_right)
-        schedule = tile_schedule(
-            sequences(mQ, mK, window, lengths),
-            num_sequences(mQ, lengths),
-            mQ,
-            mK,
-            rows=cfg.tile_queries,
-            columns=cfg.tile_n,
-            key_bytes=(cfg.head_dim + cfg.head_dim_v) * cfg.element_bytes,
-            packed_group=cfg.packed_group,
-            is_longest_first=cfg.has_long_last_tiles,
-            is_persistent=cfg.is_persistent,
-        )
-        if cutlass.const_expr(cfg.is_fp8):
-            mQ, mK, mV = map(pairs_of, (mQ, mK, mV))
-        transfers = Transfers(
-            q=tma_load(mQ, TILE_M, cfg.panel_d, cfg.packed_group),
-            k=tma_load(mK, cfg.tile_n, cfg.panel_d),
-            v=tma_load(mV, cfg.tile_n, cfg.panel_dv),
-            o=tma_store(mO, TILE_M, cfg.padded_dv, cfg.packed_group),
-        )
+        launched = sequences(mQ, mK, window, lengths)
+        schedule = tile_schedule(cfg, launched, num_sequences(mQ, lengths), mQ, mK)
+        transfers = Transfers.of(cfg, mQ, mK, mV, mO)
         scores = score_scale(softmax_scale, softcap, cfg.has_softcap, clears_q=False)
         self.kernel(transfers, mLSE, scores, schedule, descales).launch(
             grid=schedule.grid,

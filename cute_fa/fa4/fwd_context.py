@@ -14,23 +14,8 @@ from cute_fa.blocks.row_tile import RowTile, Uses
 from cute_fa.blocks.scores import ScoreScale
 from cute_fa.blocks.signals import Signal
 from cute_fa.blocks.tile_scheduler import TileSchedule, WorkTile
-from cute_fa.blocks.tma import TmaTensor
+from cute_fa.blocks.transfers import Transfers
 from cute_fa.fa4.tmem_map import S_BUFFERS
-
-
-@dataclass(frozen=True)
-class Transfers:
-    """Everything that moves by TMA."""
-
-    q: TmaTensor  # (128, D) tiles
-    k: TmaTensor  # (N, D) blocks
-    v: TmaTensor  # (N, Dv) blocks
-    o: TmaTensor  # (128, Dv) tiles
-
-    def prefetch(self) -> None:
-        """Bring all tensor maps near; by one thread."""
-        for tensor in (self.q, self.k, self.v, self.o):
-            tensor.prefetch()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import ClassVar
 
 import cutlass
 import pytest
@@ -12,6 +13,7 @@ from cutlass import cute
 from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream
 
 from cute_fa import sim
+from cute_fa.blocks.plan import TmaForwardPlan
 from cute_fa.blocks.seqlen import Window, num_sequences, sequences
 from cute_fa.blocks.tile_scheduler import TileSchedule, WorkTile, for_each_tile, tile_schedule
 from cute_fa.problem import AttentionProblem
@@ -19,25 +21,26 @@ from cute_fa.reference.schedule import Schedule, break_even, dense_schedule, pac
 from cute_fa.reference.schedule import single as one_tile_each
 from cute_fa.target import get_target
 
-HEAD_DIM, ROUNDS, ROWS, COLUMNS = 64, 250, 192, 128
+HEAD_DIM, ROUNDS = 64, 250
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Tiles, and what masks make of them."""
+@dataclass(frozen=True, kw_only=True)
+class Plan(TmaForwardPlan):
+    """Tiles as FA3 has them, three boxes high unless said otherwise."""
 
+    rung: ClassVar[str] = "FA9"
+    box_rows: ClassVar[int] = 64
+
+    dtype: str = "float16"
+    head_dim: int = HEAD_DIM
+    head_dim_v: int = HEAD_DIM
     is_causal: bool = True
-    is_varlen: bool = False
     is_persistent: bool = True
-    packed_group: int = 1
-    tile_m: int = ROWS
-    tile_n: int = COLUMNS
-    has_window_left: bool = False
-    has_window_right: bool = False
+    boxes: int = 3
 
     @property
-    def has_long_last_tiles(self) -> bool:
-        return self.is_causal
+    def tile_m(self) -> int:
+        return self.box_rows * self.boxes
 
 
 class Listing:
@@ -50,18 +53,8 @@ class Listing:
     def __call__(self, mQ: cute.Tensor, mK: cute.Tensor, mOut: cute.Tensor, stream, *lengths):
         plan = self.plan
         zero = cutlass.Int32(0)
-        schedule = tile_schedule(
-            sequences(mQ, mK, Window.of(plan, zero, zero), lengths),
-            num_sequences(mQ, lengths),
-            mQ,
-            mK,
-            rows=plan.tile_m // plan.packed_group,
-            columns=plan.tile_n,
-            key_bytes=4 * HEAD_DIM,
-            packed_group=plan.packed_group,
-            is_longest_first=plan.has_long_last_tiles,
-            is_persistent=plan.is_persistent,
-        )
+        launched = sequences(mQ, mK, Window.of(plan, zero, zero), lengths)
+        schedule = tile_schedule(plan, launched, num_sequences(mQ, lengths), mQ, mK)
         self.kernel(schedule, mOut).launch(grid=schedule.grid, block=[32, 1, 1], stream=stream)
 
     @cute.kernel
@@ -150,7 +143,7 @@ def test_dense(shape, causal, sms):
     got = _device_lists(plan, sms, q, k)
     assert got == _expected(schedule)
     tiles = [tile for cta in got for tile in cta]
-    count = batch * heads_q * -(-seqlen_q // ROWS)
+    count = batch * heads_q * -(-seqlen_q // plan.tile_m)
     assert len(set(tiles)) == len(tiles) == count
 
 
@@ -203,7 +196,7 @@ def test_persistence_under_a_causal_mask_pays_if_a_start_costs_half_a_block(seql
     """16k tokens, 16 heads of 128, 132 SMs: to and fro over one list, or in pairs, loses at most
     3.1 % of balance, which the starts that overlap outweigh at half a block each or less."""
     problem = AttentionProblem(batch, seqlen, seqlen, 16, 16, 128, 128, "float16", causal=True)
-    schedule = dense_schedule(problem, Plan(tile_m=128), 132)
+    schedule = dense_schedule(problem, Plan(boxes=2), 132)
     assert schedule.makespan() <= 1.032 * schedule.ideal
     assert break_even(schedule) <= 0.6
     assert one_tile_each(schedule).makespan() >= schedule.ideal
@@ -212,6 +205,6 @@ def test_persistence_under_a_causal_mask_pays_if_a_start_costs_half_a_block(seql
 def test_tiles_of_one_length_lose_nothing():
     """Without a mask both schedules take as many rounds; a persistent one has one start per SM."""
     problem = AttentionProblem(8, 2048, 2048, 16, 16, 128, 128, "float16")
-    schedule = dense_schedule(problem, Plan(is_causal=False, tile_m=128, tile_n=176), 132)
+    schedule = dense_schedule(problem, Plan(is_causal=False, boxes=2, tile_n=176), 132)
     assert schedule.makespan() == one_tile_each(schedule).makespan()
     assert break_even(schedule) == 0.0

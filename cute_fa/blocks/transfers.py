@@ -1,0 +1,49 @@
+"""Everything that a forward kernel moves by TMA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cutlass import cute
+
+from cute_fa.blocks.fp8 import pairs_of
+from cute_fa.blocks.plan import TmaForwardPlan
+from cute_fa.blocks.tma import TmaTensor, tma_load, tma_store
+
+
+@dataclass(frozen=True)
+class Transfers:
+    """The four tensors of a launch as TMA sees them; of fp8 inputs, Q, K and V in pairs.
+
+    Attributes:
+        q, o: in boxes of ``plan.box_rows`` rows, (box, D) and (box, Dv).
+        k, v: in tiles of N keys, (N, D) and (N, Dv).
+    """
+
+    q: TmaTensor
+    k: TmaTensor
+    v: TmaTensor
+    o: TmaTensor
+
+    @staticmethod
+    def of(
+        plan: TmaForwardPlan,
+        mQ: cute.Tensor,  # (B, Sq, Hq, D), or packed (Tq, Hq, D)
+        mK: cute.Tensor,  # (B, Sk, Hk, D) or (Tk, Hk, D)
+        mV: cute.Tensor,  # (B, Sk, Hk, Dv) or (Tk, Hk, Dv)
+        mO: cute.Tensor,  # (B, Sq, Hq, Dv) or (Tq, Hq, Dv)
+    ) -> Transfers:
+        """Made on the host."""
+        if plan.is_fp8:
+            mQ, mK, mV = map(pairs_of, (mQ, mK, mV))
+        return Transfers(
+            q=tma_load(mQ, plan.box_rows, plan.panel_d, plan.packed_group),
+            k=tma_load(mK, plan.tile_n, plan.panel_d),
+            v=tma_load(mV, plan.tile_n, plan.panel_dv),
+            o=tma_store(mO, plan.box_rows, plan.padded_dv, plan.packed_group),
+        )
+
+    def prefetch(self) -> None:
+        """Bring all tensor maps near; by one thread."""
+        for tensor in (self.q, self.k, self.v, self.o):
+            tensor.prefetch()
