@@ -227,12 +227,6 @@ class TmaForwardPlan(ForwardPlan):
     @classmethod
     def check_served(cls, variant: KernelVariant) -> None:
         super().check_served(variant)
-        if variant.is_varlen and DTYPE_BYTES[variant.dtype] == 1:
-            raise UnsupportedError(
-                f"{cls.rung} does not take packed sequences in fp8 in this version",
-                got=f"a varlen call in {variant.dtype}",
-                expected="dense tensors (B, S, H, D), or 16-bit inputs",
-            )
         if cls.box_rows % variant.packed_group:
             raise UnsupportedError(
                 f"{cls.rung} cannot pack this many query heads into a tile",

@@ -161,7 +161,7 @@ KERNELS: tuple[KernelEntry, ...] = (
         preference="cute_fa.fa3.config:preferred_group",
         sources=("cute_fa.fa3", "cute_fa.blocks"),
         summary="TMA and wgmma by specialised warps; softmax beside the products",
-        features=(*_FEATURES, "varlen", "packed GQA"),
+        features=(*_FEATURES, "varlen", "packed GQA", "FP8 (e4m3)"),
     ),
     KernelEntry(
         generation="fa4",
@@ -173,7 +173,7 @@ KERNELS: tuple[KernelEntry, ...] = (
         preference="cute_fa.fa4.config:preferred_group",
         sources=("cute_fa.fa4", "cute_fa.blocks", "cute_fa.exp2"),
         summary="tcgen05 and tensor memory; exp2 on two units; O rescaled only when it matters",
-        features=(*_FEATURES, "varlen", "packed GQA"),
+        features=(*_FEATURES, "varlen", "packed GQA", "FP8 (e4m3)"),
         exp2_error=MAX_RELATIVE_ERROR,
     ),
 )

@@ -280,8 +280,8 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
     ends weigh: under masks and for packed sequences. See the README's section on schedules.
 
     Raises:
-        UnsupportedError: an architecture without wgmma, no tile for the head dims, heads that do
-            not pack, or packed sequences in fp8.
+        UnsupportedError: an architecture without wgmma, no tile for the head dims, or heads that do
+            not pack.
     """
     if not target.has_wgmma:
         raise UnsupportedError(

@@ -385,8 +385,8 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa4FwdConfig:
     first, and the hardware gives the next to whoever is done.
 
     Raises:
-        UnsupportedError: an architecture without tcgen05, no tile for the head dims, heads that do
-            not pack, or packed sequences in fp8.
+        UnsupportedError: an architecture without tcgen05, no tile for the head dims, or heads that
+            do not pack.
     """
     if not target.has_tcgen05:
         raise UnsupportedError(

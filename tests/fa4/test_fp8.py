@@ -14,7 +14,7 @@ import torch
 
 from cute_fa import sim
 from cute_fa.build import compile
-from cute_fa.errors import InvalidArgumentError, UnsupportedError
+from cute_fa.errors import InvalidArgumentError
 from cute_fa.fa4.config import POLYNOMIAL_PAIRS, Fa4FwdConfig, pick_fwd
 from cute_fa.problem import KernelVariant
 from cute_fa.quant import BLOCK_ROWS
@@ -139,7 +139,11 @@ def test_plan(head_dim, head_dim_v):
         replace(config, rescale_threshold=1.0)
 
 
-@pytest.mark.parametrize("features", [{}, {"causal": True, "has_block_descales": True}], ids=str)
+@pytest.mark.parametrize(
+    "features",
+    [{}, {"causal": True, "has_block_descales": True}, {"is_varlen": True, "packed_group": 8}],
+    ids=str,
+)
 def test_every_pair_of_head_dims_has_a_plan(features):
     for head_dim in range(16, 257, 16):
         for head_dim_v in range(16, 257, 16):
@@ -153,5 +157,3 @@ def test_what_is_refused():
         replace(pick_fwd(VARIANT, BLACKWELL), head_dim=72)
     with pytest.raises(InvalidArgumentError, match="divisor of 128, and fp8"):
         Fa4FwdConfig("float16", 64, 64, has_block_descales=True)
-    with pytest.raises(UnsupportedError, match="packed sequences in fp8"):
-        pick_fwd(replace(VARIANT, is_varlen=True), BLACKWELL)
