@@ -16,6 +16,7 @@ from cute_fa import ptx
 from cute_fa.errors import InvalidArgumentError
 from cute_fa.sim import addresses, block_cache, isa
 from cute_fa.sim.codegen import TERMINATORS, BlockEmitter, halves
+from cute_fa.sim.collectives import members_of
 from cute_fa.sim.fusion import fuse_products, mma_grid
 from cute_fa.sim.isa import Decoded, Handler, UnsupportedInstruction
 from cute_fa.sim.isa.types import CLASS_DTYPE, NUMPY, register_class
@@ -40,7 +41,8 @@ class CompiledBlock:
         last: index of its last instruction.
         target: block index of the branch's target; next: of the fall-through.
         table: targets of a ``brx.idx``.
-        collective: holds an instruction that lanes of a warp must execute together.
+        members: member masks of the instructions that lanes of a warp must execute together, as
+            bits or as the register that holds them; empty if there is none.
         progress: does more than look at memory and branch.
         warp_counts, lane_counts: what one active warp or lane adds to the counters.
         constants: names of the constants that its code uses.
@@ -53,7 +55,7 @@ class CompiledBlock:
     target: int = -1
     next: int = -1
     table: tuple[int, ...] = ()
-    collective: bool = False
+    members: tuple[int | str, ...] = ()
     progress: bool = False
     warp_counts: dict[str, int] = field(default_factory=dict)
     lane_counts: dict[str, int] = field(default_factory=dict)
@@ -293,7 +295,7 @@ class Program:
             )
         out.next = -1 if source.kind in ("jump", "exit", "switch") else following
         decoded = [self._decoded[i.index] for i in body if i.index in self._decoded]
-        out.collective = any(item.collective for item in decoded)
+        out.members = tuple({members_of(item): None for item in decoded if item.collective})
         out.progress = any(item.progress for item in decoded)
         out.warp_counts = _static_counts(source.warp_counts)
         out.lane_counts = dict(source.lane_counts)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cute_fa import ptx
+from cute_fa.sim.collectives import check_members
 from cute_fa.sim.isa import Decoded, Mask
 from cute_fa.sim.lanes import LaneSet
 
@@ -21,6 +22,8 @@ def run_effect(
 ) -> tuple[Array, ...]:
     """Run an unguarded effect; its results come back with the rectangle's full shape."""
     ctx.instr = instr
+    if mask is not None and handler.collective:
+        check_members(handler, ctx, mask, sources)
     out = handler.run(ctx, mask, *sources)
     if ctx.trace is not None:
         ctx.trace.effect(handler, ctx, mask, sources, out)
@@ -87,6 +90,8 @@ def run_blocking(
         mask = None if arriving is ctx.lanes else _active(guard, mask, ctx.lanes.shape)
         if mask is None:
             mask = ctx.lanes.mask
+    if mask is not None and handler.collective:
+        check_members(handler, ctx, mask, sources)
     out = handler.run(ctx, mask, *sources)
     if ctx.trace is not None:
         ctx.trace.effect(handler, ctx, mask, sources, out)

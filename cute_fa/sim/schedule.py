@@ -15,6 +15,7 @@ import numpy as np
 
 from cute_fa import ptx
 from cute_fa.sim import hazards
+from cute_fa.sim.collectives import EVERYONE, lacking
 from cute_fa.sim.isa import Ticket
 from cute_fa.sim.lanes import LaneSet
 from cute_fa.sim.machine import Machine
@@ -62,7 +63,7 @@ class Scheduler:
             else:
                 index = min(self.ready)
                 lanes = self.ready.pop(index)
-                if self.blocks[index].collective and lanes.mask is not None:
+                if self.blocks[index].members and lanes.mask is not None:
                     whole = self._hold_partial_warps(index, lanes)
                     if whole is None:
                         continue
@@ -84,7 +85,7 @@ class Scheduler:
             if index >= floor or self.partial:
                 self._admit(index, lanes)
                 return
-            if blocks[index].collective and lanes.mask is not None:
+            if blocks[index].members and lanes.mask is not None:
                 self._admit(index, lanes)
                 return
 
@@ -233,17 +234,29 @@ class Scheduler:
         return out
 
     def _hold_partial_warps(self, index: int, lanes: LaneSet) -> LaneSet | None:
-        """Keep back warps of which other lanes may still come; returns the whole warps."""
+        """Keep back lanes that members of their mask have not come to; returns the others."""
         w0, w1, c0, c1 = lanes.rect
-        alive = np.count_nonzero(self.wave.alive[w0:w1, c0:c1], axis=2)
-        short = (lanes.warp_counts > 0) & (lanes.warp_counts < alive)
+        alive = self.wave.alive[w0:w1, c0:c1]
+        masks = self.blocks[index].members
+        if EVERYONE in masks:
+            short = lanes.warp_any & (lanes.warp_counts < np.count_nonzero(alive, axis=2))
+            short = short[:, :, None]
+        else:
+            here = lanes.dense_mask()
+            parts = [m if isinstance(m, int) else self._register(m, lanes) for m in masks]
+            short = np.logical_or.reduce([lacking(alive, here, part) for part in parts])
         if not short.any():
             return lanes
-        waiting, whole = lanes.split(short[:, :, None])
+        waiting, whole = lanes.split(short)
         if waiting is not None:
             known = self.partial.get(index)
             self.partial[index] = waiting if known is None else known.union(waiting)
         return whole
+
+    def _register(self, name: str, lanes: LaneSet) -> np.ndarray:
+        """What a register holds over the rectangle of some lanes."""
+        w0, w1, c0, c1 = lanes.rect
+        return self.wave.register(name)[w0:w1, c0:c1]
 
     def _release_partial(self) -> None:
         """Lanes have exited: warps that waited for them may be whole now."""
@@ -256,16 +269,16 @@ class Scheduler:
         while not self.ready:
             if self.polling and self._poll_again():
                 break
-            if self.partial:
-                # Nobody can join them: let the handlers judge whether their mask allows it.
-                index = min(self.partial)
-                self._run_from(index, self.partial.pop(index))
-                continue
             if any(unit.on_idle(ctx) for unit in self.wave.shared_state.values()):
                 self.progress += 1
                 self._admit_freed()
                 continue
             if self._time_out():
+                continue
+            if self.partial:
+                # Whom they wait for will never come, which the instruction reports.
+                index = min(self.partial)
+                self._run_from(index, self.partial.pop(index))
                 continue
             if self.polling or ctx.tickets:
                 self._deadlock()
@@ -327,7 +340,7 @@ class Scheduler:
                 self._admit(index, rest)
                 lanes = chosen
         for _ in range(int(rng.geometric(0.25))):
-            if self.blocks[index].collective and lanes.mask is not None:
+            if self.blocks[index].members and lanes.mask is not None:
                 whole = self._hold_partial_warps(index, lanes)
                 if whole is None:
                     return

@@ -130,14 +130,123 @@ def test_lanes_of_a_warp_meet_at_a_collective_that_they_reach_by_different_ways(
     assert (result.out == 32).all()
 
 
-def test_a_collective_that_the_others_never_reach_runs_with_those_who_came():
+def test_a_collective_waits_for_lanes_that_leave_by_exiting():
     body = f"""
         mov.b32 %r5, 0; setp.ge.u32 %p1, %lane, 7; @%p1 bra DONE;
         gatetest.together %r5;
         DONE: {STORE}
     """
     result = run(body, threads=32)
+    assert result.rules == []
     assert (result.out[:, 0] == np.where(np.arange(32) < 7, 7, 0)).all()
+
+
+LATECOMER = """
+    setp.ne.u32 %p1, %lane, 0; @%p1 bra MEET;
+    gatetest.wait 99;  // opens when nobody else can run
+    MEET: {collective}
+    st.global.b32 [%out], %r5;
+"""
+
+
+@pytest.mark.parametrize("completion", ["eager", "late", "random"])
+@pytest.mark.parametrize("mask", ["-1", "%r9"])
+@pytest.mark.parametrize(
+    ("collective", "expected"),
+    [
+        ("elect.sync %r4|%p2, {mask}; selp.b32 %r5, 1, 0, %p2;", [1] + 31 * [0]),
+        ("shfl.sync.idx.b32 %r5, %lane, 0, 31, {mask};", 32 * [0]),
+        ("vote.sync.ballot.b32 %r5, %p1, {mask};", 32 * [0xFFFF_FFFE]),
+        ("match.any.sync.b32 %r5, 7, {mask};", 32 * [0xFFFF_FFFF]),
+        ("redux.sync.add.u32 %r5, %lane, {mask};", 32 * [496]),
+        ("bar.warp.sync {mask}; activemask.b32 %r5;", 32 * [0xFFFF_FFFF]),
+    ],
+)
+def test_lanes_that_wait_for_something_asynchronous_are_waited_for(
+    collective, expected, mask, completion
+):
+    """The other lanes must not elect a leader, or vote, without the one that comes later."""
+    body = "mov.b32 %r9, -1;" + LATECOMER.format(collective=collective.format(mask=mask))
+    result = run(body, strict=True, completion=completion)
+    assert result.out[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("mask", ["0xfffffffe", "%r9"])
+def test_lanes_that_are_no_members_are_not_waited_for(mask):
+    """Lane 0 waits for the gate that the leader of the others opens."""
+    body = f"""
+        mov.b32 %r9, 0xfffffffe; mov.b32 %r5, 7;
+        setp.ne.u32 %p1, %lane, 0; @%p1 bra OTHERS;
+        gatetest.wait 1; bra DONE;
+        OTHERS: elect.sync %r5|%p2, {mask}; @%p2 gatetest.open 1;
+        DONE: {STORE}
+    """
+    result = run(body, strict=True)
+    assert result.out[:, 0].tolist() == [7] + 31 * [1]
+
+
+def test_two_groups_of_lanes_have_members_of_their_own():
+    body = f"""
+        setp.lt.u32 %p1, %lane, 16; selp.b32 %r9, 0x0000ffff, 0xffff0000, %p1;
+        setp.ne.u32 %p3, %lane, 0; @%p3 bra MEET;
+        gatetest.wait 99;
+        MEET: elect.sync %r5|%p2, %r9; {STORE}
+    """
+    result = run(body, strict=True)
+    assert result.out[:, 0].tolist() == 16 * [0] + 16 * [16]
+
+
+@pytest.mark.parametrize(
+    "collective",
+    [
+        "elect.sync %r5|%p2, -1;",
+        "vote.sync.ballot.b32 %r5, %p1, -1;",
+        "@%p1 redux.sync.add.u32 %r5, %lane, -1;",
+        "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%r5}}, [%smem];",
+        "gatetest.together %r5;",
+    ],
+)
+def test_a_collective_without_all_its_members_is_reported(collective):
+    """Lane 0 is held at a gate that only opens behind the collective: on hardware all hang."""
+    body = f"""
+        mov.b32 %r5, 0; setp.ne.u32 %p1, %lane, 0; @%p1 bra OTHERS;
+        gatetest.wait 1; bra DONE;
+        OTHERS: {collective.replace("{{", "{").replace("}}", "}")} gatetest.open 1;
+        DONE: {STORE}
+    """
+    result = run(body, checks=False)
+    assert result.rules == ["divergent-collective"]
+    assert result.launch.hazards[0].ptx_line == result.line("OTHERS:")
+    assert "31 of a warp's 32 threads" in result.launch.hazards[0].message
+
+
+def test_a_guard_that_leaves_members_out_is_reported():
+    result = run(f"mov.b32 %r5, 0; setp.ne.u32 %p1, %lane, 3; @%p1 elect.sync %r5|%p2, -1; {STORE}")
+    assert result.rules == ["divergent-collective"]
+
+
+def test_a_warp_barrier_is_met_at_different_instructions():
+    """Both arms of a branch hold one, as the ISA allows."""
+    body = f"""
+        setp.lt.u32 %p1, %lane, 9; @%p1 bra LOW;
+        gatetest.wait 1; bar.warp.sync -1; mov.b32 %r5, 1; bra DONE;
+        LOW: gatetest.open 1; bar.warp.sync -1; mov.b32 %r5, 2;
+        DONE: {STORE}
+    """
+    result = run(body, strict=True)
+    assert result.out[:, 0].tolist() == 9 * [2] + 23 * [1]
+
+
+def test_a_warp_barrier_that_a_lane_never_reaches_is_a_deadlock():
+    body = f"""
+        setp.eq.u32 %p1, %lane, 0; @%p1 bra FIRST;
+        bar.warp.sync -1; gatetest.open 1; bra DONE;
+        FIRST: gatetest.wait 1;
+        DONE: {STORE}
+    """
+    result = run(body)
+    assert result.rules == ["deadlock"]
+    assert "bar.warp.sync 0xffffffff (31 of 32 arrived)" in result.launch.hazards[0].message
 
 
 def test_a_warp_is_whole_when_its_other_lanes_have_exited():

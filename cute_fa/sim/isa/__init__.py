@@ -108,8 +108,12 @@ class Decoded:
     """It is also the first of its block: needed to park lanes with ``retry=True``."""
 
     collective: ClassVar[bool] = False
-    """``.sync``/``.aligned``: lanes of one warp execute it together. Partial warps are held back
-    while other lanes of theirs can still arrive; a partial warp that ``run`` sees stays one."""
+    """``.sync``/``.aligned``: lanes of one warp execute it together. Lanes are held back until the
+    members of their mask have come; what runs without them is reported."""
+
+    member_source: ClassVar[int | None] = None
+    """Which of ``sources`` is a collective's member mask; None: the whole warp. One in a register
+    needs ``own_block``."""
 
     progress: ClassVar[bool] = True
     """False for what only looks (loads, polls): a spin loop of such instructions is a livelock."""

@@ -358,20 +358,6 @@ class BarrierReduce(_Barrier):
                 active[w, c] = False
 
 
-@effect("bar.warp.sync")
-class WarpSync(Decoded):
-    """``bar.warp.sync mask`` (PTX ISA 9.7.13.2): the lanes of a warp wait for each other.
-
-    Memory effects of a warp's lanes are in program order already.
-    """
-
-    counter_class = "barrier"
-    collective = True
-
-    def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
-        return None
-
-
 @effect("membar", "fence")
 class Fence(Decoded):
     """``membar.level``, ``fence.sem.scope``, ``fence.proxy`` (PTX ISA 9.7.13.4).
