@@ -147,7 +147,7 @@ def _checked(
         }
     )
     call = varlen_checks.check_varlen_call(*tensors, lengths, options, device=device)
-    return call, lambda: launch.varlen_forward(*tensors, lengths, call, device=device)
+    return call, lambda: launch.forward(*tensors, call, lengths.tensors, device=device)
 
 
 def require_memory(what: str, num_bytes: int) -> None:

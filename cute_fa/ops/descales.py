@@ -28,6 +28,11 @@ class Descales(NamedTuple):
         """Whether any of them has a scale for every block of rows."""
         return any(x is not None and x.ndim == 3 for x in self)
 
+    @property
+    def more(self) -> tuple[Tensor | None, ...]:
+        """Their part of what ``plans.key_of`` takes: nothing if none is given."""
+        return tuple(self) if any(x is not None for x in self) else ()
+
     def given(self) -> Iterator[tuple[str, Tensor]]:
         """Those that are tensors, by the name of their argument."""
         for name, x in self._asdict().items():

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from cute_fa.errors import UnsupportedError
 from cute_fa.ops import checks, launch, plans, sources
 from cute_fa.ops.checks import Options
-from cute_fa.ops.descales import NO_DESCALES, Descales, check_descales
+from cute_fa.ops.descales import Descales, check_descales
 from cute_fa.problem import normalise_window
 from cute_fa.target import Target
 
@@ -91,54 +91,40 @@ def flash_attn_func(
         CompileError, MissingToolError: the kernel could not be built here.
         cute_fa.sim.HazardError: the simulator found a race, an access out of bounds, ….
     """
-    name = sources.name_of(kernels)
-    values = (softmax_scale, causal, window_size, softcap, generation, backend, arch, name)
-    descales = Descales(q_descale, k_descale, v_descale)
+    names = (generation, backend, arch, sources.name_of(kernels))
+    numbers = (softmax_scale, causal, window_size, softcap, pack_gqa, deterministic, return_lse)
+    descales = (q_descale, k_descale, v_descale)
+    more = () if q_descale is k_descale is v_descale is None else descales
     key = None
-    if not (torch.compiler.is_compiling() or is_fp8(q) or any(True for _ in descales.given())):
-        key = plans.key_of(q, k, v, (*values, pack_gqa, type(pack_gqa), type(arch)))
-        plan = plans.find(key, q, k, v)
-        if plan is not None and type(deterministic) is bool and type(return_lse) is bool:
-            launch.nothing_simulated()
-            out, lse = plan.run(q, k, v)
-            return (out, lse) if return_lse else out
-    options = Options(*values, pack_gqa)
+    if not is_compiling():
+        key = plans.key_of(q, k, v, more, numbers, names)
+        known = launch.again(key, q, k, v, more)
+        if known is not None:
+            return known if return_lse else known[0]
+    options = Options(softmax_scale, causal, window_size, softcap, *names, pack_gqa)
     checks.check_flag("deterministic", deterministic)
     checks.check_flag("return_lse", return_lse)
     if is_symbolic(q, k, v, *descales):
-        out, lse = _traced(q, k, v, options, descales)
+        out, lse = _traced(q, k, v, options, Descales(*descales))
     else:
-        out, lse = _run(q, k, v, options, key, descales)
+        out, lse = _run(q, k, v, options, Descales(*descales), key)
     return (out, lse) if return_lse else out
 
 
-def is_fp8(x: Any) -> bool:
-    """Whether x is a tensor of bytes, for which no call is remembered: its descales come too."""
-    return isinstance(x, Tensor) and x.dtype.itemsize == 1
-
-
 def _run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    options: Options,
-    key: Hashable | None = None,
-    descales: Descales = NO_DESCALES,
+    q: Tensor, k: Tensor, v: Tensor, options: Options, descales: Descales, key: Any = None
 ) -> tuple[Tensor, Tensor]:
     """Check and run a call; the next one on a GPU that has its key goes without the checks."""
     # A simulated device tells Python that CPU tensors are CUDA tensors; here the truth counts.
     with torch._C.DisableTorchFunction():
         device = launch.entered_device()
         call = checks.check_call(q, k, v, options, descales=descales, device=device)
-        out, lse = launch.forward(q, k, v, call, descales=descales, device=device)
-        if call.backend == "cuda" and key is not None:
-            launch.keep_plan(key, (q, k, v), (out, lse), call)
-        return out, lse
+        return launch.forward(q, k, v, call, descales.more, device=device, key=key)
 
 
 def is_symbolic(*tensors: Any) -> bool:
     """Whether torch is tracing, or a tensor stands for one that has no memory."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return True
     return any(isinstance(x, Tensor) and _has_no_memory(x) for x in tensors)
 
@@ -199,7 +185,7 @@ torch.library.define(
 @torch.library.impl("cute_fa::fwd", ("CPU", "CUDA"))
 def _fwd(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     options, descales = options_and_descales(*rest)
-    return _run(q, k, v, options, descales=descales)
+    return _run(q, k, v, options, descales)
 
 
 @torch.library.register_fake("cute_fa::fwd")

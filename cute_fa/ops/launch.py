@@ -7,10 +7,11 @@ CUDA runtime on torch's current stream; on "sim" the same host code launches on 
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,12 +20,11 @@ from torch import Tensor
 from cute_fa.errors import MissingToolError
 from cute_fa.ops import plans, sources
 from cute_fa.ops.checks import ALIGNMENT_BYTES, Call
-from cute_fa.ops.descales import NO_DESCALES, Descales
+from cute_fa.ops.descales import Descales
 from cute_fa.problem import out_dtype
 from cute_fa.varlen import VarlenProblem
 
 if TYPE_CHECKING:
-    from cute_fa.ops.varlen_checks import Lengths
     from cute_fa.problem import AttentionProblem
     from cute_fa.sim.device import Device
     from cute_fa.sim.execute import Launch
@@ -55,30 +55,19 @@ def kernel_of(call: Call) -> Any:
     return sources.kernel(call.generation, call.target.arch, call.variant, call.kernels)
 
 
-def nothing_simulated() -> None:
-    """Say that this thread's latest call ran on a GPU."""
+def again(
+    key: Any, q: Tensor, k: Tensor, v: Tensor, more: plans.More
+) -> tuple[Tensor, Tensor] | None:
+    """Launch a call that is like an earlier one on a GPU; None if it has to be checked.
+
+    Args:
+        key, more: of ``plans.key_of``.
+    """
+    plan = plans.find(key, q, k, v, more)
+    if plan is None:
+        return None
     _last.launches = ()
-
-
-def keep_plan(
-    key: Hashable, inputs: tuple[Tensor, ...], results: tuple[Tensor, Tensor], call: Call
-) -> None:
-    """Remember how a dense call on a GPU was launched; see ``plans``."""
-    q = inputs[0]
-    out, lse = results
-    needs_other_strides = any(_with_legal_strides(x) is not x for x in inputs)
-    if not call.has_work or needs_other_strides:
-        return
-    kernel, padded = kernel_of(call), call.padded
-    sizes = (padded.batch, padded.seqlen_q, padded.heads_q)
-    shapes = [
-        (tuple(out.shape), out.dtype),
-        (tuple(lse.shape), lse.dtype),
-        *((w.shape, getattr(torch, w.dtype)) for w in kernel.config.workspace(*sizes)),
-    ]
-    outputs = tuple(plans.pattern(shape, dtype, q.device) for shape, dtype in shapes)
-    plan = plans.Plan(kernel.host("cuda"), q.device, outputs, _scalars(padded))
-    plans.remember(key, plan)
+    return plan.run(q, k, v, more)
 
 
 def forward(
@@ -86,132 +75,117 @@ def forward(
     k: Tensor,
     v: Tensor,
     call: Call,
+    more: plans.More = (),
     *,
-    descales: Descales = NO_DESCALES,
     device: Device | None = None,
+    key: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Run a checked call.
 
     Args:
-        descales: of FP8 inputs.
+        more: the call's tensors behind v, in the order of ``plans.key_of``.
         device: the simulated device to run on; None makes one for the call's architecture.
+        key: of ``plans.key_of``, under which a call on a GPU is kept; None to keep nothing.
 
     Returns:
         out (B, Sq, Hq, Dv) in q's dtype, bfloat16 for FP8, and lse (B, Hq, Sq) in fp32, natural
-        logarithm, both contiguous and new.
-    """
-    extras: tuple[Any, ...] = ()
-    if q.dtype.itemsize == 1:
-        extras = descales.arguments(q.shape[0], k.shape[2], q.device)
-    return _launch(q, k, v, call, device, extras)
-
-
-def varlen_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Lengths,
-    call: Call,
-    *,
-    descales: Descales = NO_DESCALES,
-    device: Device | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Run a checked call on packed tensors.
-
-    Args:
-        descales, device: as of ``forward``.
-
-    Returns:
-        out (Tq, Hq, Dv) in q's dtype, bfloat16 for FP8, and lse (Hq, Tq) in fp32, natural
-        logarithm, both contiguous and new; 0 and -inf in rows that do not count.
-    """
-    extras = _length_arguments(lengths, min(lengths.max_seqlen_q, q.shape[0]))
-    if q.dtype.itemsize == 1:
-        extras = (*descales.arguments(lengths.batch, k.shape[1], q.device), *extras)
-    return _launch(q, k, v, call, device, extras, lengths)
-
-
-def _launch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    call: Call,
-    device: Device | None,
-    extras: tuple[Any, ...],
-    lengths: Lengths | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Args:
-    extras: what follows the scalars among the kernel's arguments.
+        logarithm; of packed sequences (Tq, Hq, Dv) and (Hq, Tq), with 0 and -inf in rows that do
+        not count. Both are contiguous and new.
     """
     _last.launches = ()
-    out, lse = empty_outputs(q, v)
     if not call.has_work:
+        out, lse = empty_outputs(q, v)
         return out.zero_(), lse.fill_(-math.inf)
-    kernel = kernel_of(call)
-    padded = call.padded
-    rows = padded.seqlen_q if lengths is None else q.shape[0]
-    workspace = [
-        torch.empty(w.shape, dtype=getattr(torch, w.dtype), device=q.device)
-        for w in kernel.config.workspace(padded.batch, rows, padded.heads_q)
-    ]
-    arguments = (
-        *map(_with_legal_strides, (q, k, v)),
-        *(out, lse, *workspace, *_scalars(padded)),
-        *extras,
-    )
-    if call.backend == "sim":
-        for memory in (out, lse, *workspace):
-            memory.fill_(math.nan)  # an element that the kernel leaves out must not look right
-    if lengths is not None and lengths.seqused_q is not None:
-        _clear_rows_that_do_not_count(out, lse, call)
+    plan = make_plan(q, v, call, device)
+    inputs = [_with_legal_strides(x) for x in (q, k, v)]
+    results = plan.run(inputs[0], inputs[1], inputs[2], more)
+    if call.backend == "cuda" and all(x is y for x, y in zip(inputs, (q, k, v), strict=True)):
+        plans.remember(key, plan)
+    return results
+
+
+def make_plan(q: Tensor, v: Tensor, call: Call, device: Device | None = None) -> plans.Plan:
+    """How to launch a checked call that computes something.
+
+    Args:
+        device: the simulated device to run on; None makes one for the call's architecture.
+    """
+    kernel, padded = kernel_of(call), call.padded
+    rows = q.shape[-3]
+    kinds = list(_output_kinds(q, v))
+    for w in kernel.config.workspace(padded.batch, rows, padded.heads_q):
+        kinds.append((w.shape, getattr(torch, w.dtype)))
+    outputs = tuple(plans.contiguous(shape, dtype) for shape, dtype in kinds)
+    trailing = _trailing(call, q)
     if call.backend == "cuda":
-        run_cuda(kernel, q.device, arguments)
-    else:
+        prepare = _clear if _leaves_rows_out(call) else None
+        # The host function takes its stream from the environment that TVM-FFI sets up from the
+        # tensors' device: torch's current stream there.
+        launch = kernel.host("cuda")
+        return plans.Plan(launch, outputs, _scalars(padded), q.device, trailing, prepare)
+
+    def simulate(*arguments: Any) -> None:
         run_sim(kernel, device, arguments)
-    return out, lse
+
+    prepare = functools.partial(_fill_for_simulation, call)
+    return plans.Plan(simulate, outputs, _scalars(padded), None, trailing, prepare)
 
 
-def _length_arguments(lengths: Lengths, rows: int) -> tuple[Any, ...]:
-    """What follows the scalars of a kernel for packed sequences, of which none has more ``rows``
-    of queries."""
-    return (
-        lengths.cu_seqlens_q,
-        lengths.cu_seqlens_k,
-        lengths.seqused_q,
-        lengths.seqused_k,
-        rows,
-    )
+def _trailing(call: Call, q: Tensor) -> Callable[[plans.More], tuple[Any, ...]] | None:
+    """What makes the kernel's last arguments of a call's tensors behind v: descales of FP8 inputs,
+    then the lengths of packed sequences and how many rows of queries the longest has at most."""
+    padded, device = call.padded, q.device
+    is_fp8, is_packed = q.dtype.itemsize == 1, isinstance(call.problem, VarlenProblem)
+    if not (is_fp8 or is_packed):
+        return None
+    rows = min(padded.seqlen_q, q.shape[-3])
+
+    def trailing(more: plans.More) -> tuple[Any, ...]:
+        lengths, descales = (more[:4], more[4:]) if is_packed else ((), more)
+        made: tuple[Any, ...] = ()
+        if is_fp8:
+            made = Descales(*descales).arguments(padded.batch, padded.heads_k, device)
+        return (*made, *lengths, rows) if is_packed else made
+
+    return trailing
 
 
-def _clear_rows_that_do_not_count(out: Tensor, lse: Tensor, call: Call) -> None:
-    """0 and -inf where the kernel will write nothing. Which rows those are only a GPU's own memory
-    knows, so there it is all of them."""
-    packing = call.problem.packing if isinstance(call.problem, VarlenProblem) else None
-    if packing is None:
-        out.zero_()
-        lse.fill_(-math.inf)
+def _leaves_rows_out(call: Call) -> bool:
+    """Whether the kernel writes nothing in rows of queries that do not count."""
+    return isinstance(call.problem, VarlenProblem) and call.problem.has_seqused_q
+
+
+def _clear(made: Sequence[Tensor]) -> None:
+    """0 and -inf, for the rows that do not count; which those are only the GPU's memory knows."""
+    made[0].zero_()
+    made[1].fill_(-math.inf)
+
+
+def _fill_for_simulation(call: Call, made: Sequence[Tensor]) -> None:
+    """NaN, so that an element that the kernel leaves out does not look right; 0 and -inf in rows
+    that do not count."""
+    for memory in made:
+        memory.fill_(math.nan)
+    problem = call.problem
+    if not (_leaves_rows_out(call) and isinstance(problem, VarlenProblem)):
         return
+    packing = problem.require_packing()
     for rows, stop in zip(packing.rows_q, packing.cu_seqlens_q[1:], strict=True):
-        out[rows.stop : stop] = 0.0
-        lse[:, rows.stop : stop] = -math.inf
+        _clear((made[0][rows.stop : stop], made[1][:, rows.stop : stop]))
+
+
+def _output_kinds(q: Tensor, v: Tensor) -> tuple[tuple[Sequence[int], torch.dtype], ...]:
+    """Shape and dtype of out (B, Sq, Hq, Dv) and lse (B, Hq, Sq); both without B if q is packed."""
+    *batch, rows, heads_q, _ = q.shape
+    dtype = getattr(torch, out_dtype(str(q.dtype).removeprefix("torch.")))
+    return ((*batch, rows, heads_q, v.shape[-1]), dtype), ((*batch, heads_q, rows), torch.float32)
 
 
 def empty_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Uninitialised out (B, Sq, Hq, Dv) and lse (B, Hq, Sq), or both without B if q is packed;
-    contiguous whatever q's strides are: what torch.compile is told (the fake implementation) must
-    be what it gets."""
-    *batch, rows, heads_q, _ = q.shape
-    dtype = getattr(torch, out_dtype(str(q.dtype).removeprefix("torch.")))
-    out = q.new_empty(*batch, rows, heads_q, v.shape[-1], dtype=dtype)
-    return out, q.new_empty(*batch, heads_q, rows, dtype=torch.float32)
-
-
-def run_cuda(kernel: Any, device: torch.device, arguments: tuple[Any, ...]) -> None:
-    """Launch on torch's current stream of ``device``, which need not be the current device."""
-    # The host function takes its stream from the environment that TVM-FFI sets up from the
-    # tensors' device: torch's current stream there.
-    with torch.cuda.device(device):
-        kernel.host("cuda")(*arguments)
+    """Uninitialised out and lse, contiguous whatever q's strides are: what torch.compile is told
+    (the fake implementation) must be what it gets."""
+    out, lse = (q.new_empty(shape, dtype=dtype) for shape, dtype in _output_kinds(q, v))
+    return out, lse
 
 
 def run_sim(kernel: Any, device: Device | None, arguments: tuple[Any, ...]) -> None:

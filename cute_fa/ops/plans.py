@@ -1,9 +1,9 @@
 """What was decided for a call, kept for the next one that is like it.
 
-Checking a call takes ten times as long as launching it. A call on a GPU whose tensors have the
-shapes, strides, dtypes and device of an earlier one, and whose options are the same, needs none of
-it again: only what may differ between the two is looked at (addresses, gradients, and whether torch
-is tracing or a simulated device is entered).
+Checking a call takes several times as long as launching it. Every call is launched by a plan. Those
+of calls on a GPU are kept: a later call whose tensors have the same shapes, strides, dtypes and
+devices, and whose options are the same, needs no check again. Only what may differ between the two
+is looked at: addresses, gradients, and whether torch is tracing or a simulated device is entered.
 """
 
 from __future__ import annotations
@@ -11,17 +11,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import starmap
+from types import NoneType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+
+# Looked up once: a call has a few microseconds for everything.
+from torch._C import _len_torch_dispatch_stack as dispatch_modes
+from torch._C import _len_torch_function_stack as function_modes
+from torch._C._functorch import peek_interpreter_stack as functorch_transforms
+
+from cute_fa.target import Target
 
 MAX_PLANS = 4096
 """All are dropped beyond this many: a program with ever new shapes must not fill the memory."""
 
+More = tuple[Tensor | None, ...]
+Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+
 _UNALIGNED = 16 - 1  # bits of an address that ``checks.ALIGNMENT_BYTES`` wants clear
-_SWITCHES = (True, False)
-_CONTIGUOUS = torch.contiguous_format
+# Types of arguments that are equal only if they mean the same, as long as the types are equal too.
+_COMPARABLE = {NoneType, bool, int, float, str, tuple, Target}
 _plans: dict[Hashable, Plan] = {}
 
 
@@ -30,115 +42,130 @@ class Plan:
     """All that is known of a call but the tensors' addresses.
 
     Attributes:
-        launch: the kernel's host function.
-        device: of the tensors.
-        outputs: a tensor as each of out, lse and what the kernel wants beside them is to be; one
-            element of memory each (``pattern``).
+        launch: takes the kernel's arguments.
+        device: of the tensors, if it has to be torch's current one meanwhile.
+        outputs: shape, strides and dtype of out, lse and what the kernel wants beside them.
         scalars: what follows the tensors among the arguments.
+        trailing: makes what follows the scalars of the call's tensors behind v; None for nothing.
+        prepare: what has to be done to the new outputs before the launch; None for nothing.
     """
 
     launch: Callable[..., Any]
-    device: torch.device
-    outputs: tuple[Tensor, ...]
+    outputs: tuple[Layout, ...]
     scalars: tuple[Any, ...]
+    device: torch.device | None = None
+    trailing: Callable[[More], tuple[Any, ...]] | None = None
+    prepare: Callable[[Sequence[Tensor]], None] | None = None
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Allocate the results and launch, on torch's current stream of the tensors' device."""
-        made = [torch.empty_like(x, memory_format=_CONTIGUOUS) for x in self.outputs]
+    def run(self, q: Tensor, k: Tensor, v: Tensor, more: More = ()) -> tuple[Tensor, Tensor]:
+        """Allocate the results and launch, on torch's current stream of the tensors' device.
+
+        Args:
+            more: the call's tensors behind v, in the order of ``key_of``.
+        """
         device = self.device
-        if device.type == "cuda" and torch._C._cuda_getDevice() != device.index:
+        if device is not None and torch._C._cuda_getDevice() != device.index:
             with torch.cuda.device(device):
-                self.launch(q, k, v, *made, *self.scalars)
-        else:
+                return self.run(q, k, v, more)
+        empty = _empty_on_cpu if device is None else _empty_on_gpu
+        made = list(starmap(empty, self.outputs))
+        if self.prepare is not None:
+            self.prepare(made)
+        if self.trailing is None:
             self.launch(q, k, v, *made, *self.scalars)
+        else:
+            self.launch(q, k, v, *made, *self.scalars, *self.trailing(more))
         return made[0], made[1]
 
 
-def pattern(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of a shape that takes the memory of one element.
+def _allocator(place: str) -> Callable[..., Tensor]:
+    """Takes shape, strides and dtype of a tensor on "cpu", or on torch's current GPU ("cuda").
 
-    ``empty_like`` of it is the quickest way to a new contiguous tensor of this shape.
+    What torch's compiled graphs allocate with, for half the time of ``torch.empty_strided``: no
+    mode of torch gets to see it, which is why ``find`` has looked for them.
     """
-    return torch.empty(1, dtype=dtype, device=device).expand(tuple(shape))
+    quick = getattr(torch._C._dynamo.guards, f"_empty_strided_{place}", None)
+
+    def empty(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty_strided(shape, strides, dtype=dtype, device=place)
+
+    return quick or empty
 
 
-def key_of(q: Any, k: Any, v: Any, options: tuple[Any, ...]) -> Hashable | None:
+_empty_on_cpu, _empty_on_gpu = _allocator("cpu"), _allocator("cuda")
+
+
+def contiguous(shape: Sequence[int], dtype: torch.dtype) -> Layout:
+    """The layout of a contiguous tensor."""
+    return tuple(shape), torch.empty(shape, device="meta").stride(), dtype
+
+
+def key_of(
+    q: Any, k: Any, v: Any, more: tuple[Any, ...], numbers: tuple[Any, ...], names: tuple[Any, ...]
+) -> Any:
     """What a call is recognised by; None for one that must be checked.
 
     Args:
-        options: softmax_scale, causal, window_size, softcap and then strings, None and anything
-            else that is compared by equality of the same type.
+        more: the call's tensors behind v, None for one that is left out: for packed sequences
+            cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k; then the three descales if any of them
+            is given.
+        numbers: softmax_scale, causal, window_size, and all else that may be a number.
+        names: all else that decides what is launched.
     """
-    scale, causal, window, softcap, *names = options
-    # 1 equals True and 0 equals False, but only one of each is a legal argument.
-    if causal not in _SWITCHES or type(causal) is not bool or type(softcap) is not float:
-        return None
-    if scale is not None and type(scale) is not float:
-        return None
-    if type(window) is not tuple or len(window) != 2 or bool in map(type, window):
-        return None
     if not type(q) is type(k) is type(v) is Tensor:
         return None
     try:
+        left, right = numbers[2]
         return (
-            q.shape,
-            k.shape,
-            v.shape,
-            q.stride(),
-            k.stride(),
-            v.stride(),
-            q.dtype,
-            k.dtype,
-            v.dtype,
-            q.get_device(),
-            k.get_device(),
-            v.get_device(),
-            scale,
-            causal,
-            window,
-            softcap,
-            *names,
+            (q.shape, k.shape, v.shape),
+            (q.stride(), k.stride(), v.stride()),
+            (q.dtype, k.dtype, v.dtype),
+            (q.device, k.device, v.device),
+            tuple(map(_kind, more)) if more else more,
+            names,
+            numbers,
+            # True is equal to 1 and to 1.0, but only one of them is a legal value.
+            type(left),
+            type(right),
+            *map(type, numbers),
         )
-    except RuntimeError:
-        return None  # a nested tensor has no strides
+    except (RuntimeError, TypeError, ValueError):
+        return None  # a nested tensor, which has no strides; or a window that is no pair
 
 
-def key_for(
-    q: Any,
-    k: Any,
-    v: Any,
-    *,
-    softmax_scale: Any = None,
-    causal: Any = False,
-    window_size: Any = (-1, -1),
-    softcap: Any = 0.0,
-    arch: Any = None,
-) -> Hashable | None:
-    """The key of a call of ``flash_attn_func`` with these arguments and no others."""
-    values = (softmax_scale, causal, window_size, softcap, "auto", "auto", arch, None)
-    return key_of(q, k, v, (*values, None, type(None), type(arch)))
+def _kind(x: Tensor | None) -> Hashable:
+    if x is None:
+        return None
+    if type(x) is not Tensor:
+        raise TypeError("no plain tensor")
+    return x.shape, x.stride(), x.dtype, x.device
 
 
-def find(key: Hashable | None, q: Tensor, k: Tensor, v: Tensor) -> Plan | None:
+def find(key: Any, q: Tensor, k: Tensor, v: Tensor, more: More = ()) -> Plan | None:
     """The plan of an earlier call of this key, if nothing else stands against it now."""
     try:
         plan = _plans.get(key)
     except TypeError:
         return None  # an option that cannot be hashed, such as a list
-    if plan is None or not _is_plain_call() or _simulates():
+    if plan is None:
+        return None
+    # No mode of torch (fake tensors, vmap, a function mode) looks at what is called.
+    if dispatch_modes() or function_modes() or functorch_transforms() or _simulates():
         return None
     if (q.data_ptr() | k.data_ptr() | v.data_ptr()) & _UNALIGNED:
         return None
     if q.is_neg() or k.is_neg() or v.is_neg():
         return None
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    if more and any(x is not None and x.is_neg() for x in more):
+        return None
+    if (q.requires_grad or k.requires_grad or v.requires_grad) and is_grad_enabled():
         return None
     return plan
 
 
-def remember(key: Hashable | None, plan: Plan) -> None:
+def remember(key: Any, plan: Plan) -> None:
     """Keep a plan for the calls that have this key."""
-    if key is None:
+    if key is None or not _COMPARABLE.issuperset((*key[7:], *map(type, key[5]))):
         return
     if len(_plans) >= MAX_PLANS:
         _plans.clear()
@@ -151,15 +178,6 @@ def remember(key: Hashable | None, plan: Plan) -> None:
 def forget() -> None:
     """Drop all plans: kernels may come from elsewhere now."""
     _plans.clear()
-
-
-def _is_plain_call() -> bool:
-    """Whether no mode of torch (fake tensors, vmap, a function mode) looks at what is called."""
-    return not (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._functorch.peek_interpreter_stack()
-    )
 
 
 def _simulates() -> bool:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from cute_fa.errors import UnsupportedError
-from cute_fa.ops import checks, launch, sources
+from cute_fa.ops import checks, launch, plans, sources
 from cute_fa.ops.checks import Options
-from cute_fa.ops.descales import NO_DESCALES, Descales, check_descales
+from cute_fa.ops.descales import Descales, check_descales
 from cute_fa.ops.functional import (
     Window,
     is_symbolic,
@@ -107,23 +108,29 @@ def flash_attn_varlen_func(
         CompileError, MissingToolError: the kernel could not be built here.
         cute_fa.sim.HazardError: the simulator found a race, an access out of bounds, ….
     """
-    options = Options(
-        *(softmax_scale, causal, window_size, softcap, generation, backend, arch),
-        kernels=sources.name_of(kernels),
-        pack_gqa=pack_gqa,
-    )
+    names = (generation, backend, arch, sources.name_of(kernels))
+    numbers = (softmax_scale, causal, window_size, softcap, pack_gqa, deterministic, return_lse)
+    tensors = (cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k)
+    descales = (q_descale, k_descale, v_descale)
+    more = tensors if q_descale is k_descale is v_descale is None else (*tensors, *descales)
+    key = None
+    if not is_compiling():
+        key = plans.key_of(q, k, v, more, (*numbers, max_seqlen_q, max_seqlen_k), names)
+        known = launch.again(key, q, k, v, more)
+        if known is not None:
+            return known if return_lse else known[0]
+    options = Options(softmax_scale, causal, window_size, softcap, *names, pack_gqa)
     lengths = Lengths(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q, seqused_k)
-    descales = Descales(q_descale, k_descale, v_descale)
     checks.check_flag("deterministic", deterministic)
     checks.check_flag("return_lse", return_lse)
-    if is_symbolic(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, *descales):
+    if is_symbolic(q, k, v, *tensors, *descales):
         checks.check_no_gradient(q, k, v)
         out, lse = torch.ops.cute_fa.varlen_fwd(
             *(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k),
             *(seqused_q, seqused_k, *operator_options(options), *descales),
         )
     else:
-        out, lse = _run(q, k, v, lengths, options, descales)
+        out, lse = _run(q, k, v, lengths, options, Descales(*descales), key)
     return (out, lse) if return_lse else out
 
 
@@ -133,13 +140,16 @@ def _run(
     v: Tensor,
     lengths: Lengths,
     options: Options,
-    descales: Descales = NO_DESCALES,
+    descales: Descales,
+    key: Any = None,
 ) -> tuple[Tensor, Tensor]:
+    """Check and run a call; the next one on a GPU that has its key goes without the checks."""
     # A simulated device tells Python that CPU tensors are CUDA tensors; here the truth counts.
     with torch._C.DisableTorchFunction():
         device = launch.entered_device()
         call = check_varlen_call(q, k, v, lengths, options, descales=descales, device=device)
-        return launch.varlen_forward(q, k, v, lengths, call, descales=descales, device=device)
+        more = (*lengths.tensors, *descales.more)
+        return launch.forward(q, k, v, call, more, device=device, key=key)
 
 
 # --- the operator

@@ -46,6 +46,11 @@ class Lengths:
         return self.cu_seqlens_q.shape[0] - 1
 
     @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Their part of what ``plans.key_of`` takes."""
+        return self.cu_seqlens_q, self.cu_seqlens_k, self.seqused_q, self.seqused_k
+
+    @property
     def sizes(self) -> tuple[int, int, int]:
         """B and the longest lengths: the sizes of the problem if every sequence were as long."""
         return self.batch, self.max_seqlen_q, self.max_seqlen_k

@@ -9,15 +9,16 @@ import cute_fa
 from cute_fa.bench import host_cost as module
 from cute_fa.bench.host_cost import host_cost
 from cute_fa.errors import MissingToolError
-from cute_fa.ops import plans
+from cute_fa.ops import checks, plans
 
 
 def test_every_part_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     launches: list[tuple[object, ...]] = []
-    linked = module._linked_to_nothing
+    checked: list[object] = []
+    linked, check = module._Launches._linked, checks.check_call
 
-    def counted(folder):
-        function = linked(folder)
+    def counted(self, kernel):
+        function = linked(self, kernel)
 
         def call(*arguments):
             launches.append(arguments)
@@ -25,20 +26,33 @@ def test_every_part_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    monkeypatch.setattr(module, "_linked_to_nothing", counted)
+    def counted_check(*arguments, **named):
+        checked.append(arguments)
+        return check(*arguments, **named)
+
+    monkeypatch.setattr(module._Launches, "_linked", counted)
+    monkeypatch.setattr(checks, "check_call", counted_check)
     found = host_cost(samples=2, calls=5)
-    assert len(found) == 4 and all(timing.count == 2 for timing in found.values())
+    assert len(found) == 7 and all(timing.count == 2 for timing in found.values())
     assert all(0 < timing.minimum <= timing.median for timing in found.values())
-    # Twice 5 calls and one before that, through the public function and by itself.
-    assert len(launches) == 2 * (2 * 5 + 1)
-    assert plans._plans == {}, "the plan for CPU tensors is gone"
+    # Twice 5 calls and one before each, through four public functions and by itself; and those
+    # that are checked, once for each kind of dense call, besides those that only are.
+    assert len(launches) == 4 * (2 * 6 + 1) + 2 * 6
+    assert len(checked) == 3 + 2 * 6
+    assert plans._plans == {}, "the plans for CPU tensors are gone"
+    assert cute_fa.flash_attn_func(*torch.zeros(3, 1, 4, 1, 64).half()).shape == (1, 4, 1, 64)
+    assert cute_fa.ops.last_launches(), "CPU tensors are simulated again"
 
 
 def test_the_launch_code_is_real(tmp_path) -> None:
     """It checks its arguments as it does for a GPU."""
-    function = module._linked_to_nothing(tmp_path)
+    launches = module._Launches(tmp_path)
+    variant = checks.check_call(
+        *torch.zeros(3, 1, 4, 1, 128).half(), checks.Options(causal=True), device=None
+    ).variant
+    launch = launches.kernel("fa2", "sm_80", variant, None).host("cuda")
     with pytest.raises((TypeError, ValueError, RuntimeError)):
-        function(torch.zeros(3))
+        launch(torch.zeros(3))
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ from cute_fa.ops import launch, plans, sources
 from cute_fa.ops.checks import Call
 from cute_fa.problem import AttentionProblem
 from cute_fa.target import get_target
+from tests.ops.gpu_stand_in import gpu_stands_in, key_for
 
 
 def make_call(backend="cuda", **changes):
@@ -65,14 +65,8 @@ def kernel(monkeypatch):
         record.asked.append(key[:-1])
         return fake
 
-    @contextmanager
-    def device(index):
-        record.current = index
-        yield
-        record.current = None
-
+    gpu_stands_in(monkeypatch, record)
     monkeypatch.setattr(sources, "kernel", compiled)
-    monkeypatch.setattr(torch.cuda, "device", device)
     return record
 
 
@@ -199,22 +193,22 @@ def test_what_is_compiled_is_the_variant_asked_for():
 def test_a_call_on_a_gpu_is_remembered(kernel):
     """What ``flash_attn_func`` needs to launch the next call like it without the checks."""
     q, k, v, call = make_call(window_left=5, softcap=2.0)
-    out, lse = launch.forward(q, k, v, call)
     plans.forget()
     try:
-        launch.keep_plan("key", (q, k, v), (out, lse), call)
-        plan = plans.find("key", q, k, v)
-        assert plan is not None
-        again = plan.run(q, k, v)
+        key = key_for(q, k, v)
+        launch.forward(q, k, v, call, key=key)
+        again = launch.again(key, q, k, v, ())
         first, second = kernel.calls
         assert first[:3] == second[:3] and first[6:] == second[6:]
         for x, y in zip(first[3:6], second[3:6], strict=True):
             assert (x.shape, x.stride(), x.dtype) == (y.shape, y.stride(), y.dtype)
         assert again[0] is second[3] and again[1] is second[4]
-        launch.keep_plan("empty", (q, k, v), (out, lse), replace(call, has_work=False))
-        assert plans.find("empty", q, k, v) is None
+        assert kernel.devices == [q.device] * 2
+        plans.forget()
+        launch.forward(q, k, v, replace(call, has_work=False), key=key)
+        assert plans.find(key, q, k, v) is None
         odd = q[:1].as_strided((1, *q.shape[1:]), (3, *q.stride()[1:]))
-        launch.keep_plan("odd", (odd, k, v), (out, lse), call)
-        assert plans.find("odd", q, k, v) is None
+        launch.forward(odd, k, v, call, key=key)
+        assert plans.find(key, q, k, v) is None
     finally:
         plans.forget()

@@ -32,6 +32,7 @@ from cute_fa.testing import (
 )
 from cute_fa.testing.cases import call_arguments
 from cute_fa.varlen import Packing, VarlenProblem
+from tests.ops.gpu_stand_in import gpu_stands_in
 
 BASE = AttentionProblem(1, 1, 1, 4, 2, 64, 64, "bfloat16", causal=True)
 PACKED = VarlenProblem.of(
@@ -157,7 +158,7 @@ def test_the_host_function_gets_the_abi_in_order(monkeypatch, has_used):
 
     kernel = SimpleNamespace(host=host, config=SimpleNamespace(workspace=workspace))
     monkeypatch.setattr(sources, "kernel", lambda *_: kernel)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: sim.Device("sm_80"))
+    gpu_stands_in(monkeypatch, SimpleNamespace(current=None))
     padded = AttentionProblem(2, 50, 9, 4, 2, 64, 32, "float16", window_left=3, softmax_scale=0.5)
     problem = VarlenProblem(padded, 12, 15, has_seqused_q=has_used)
     call = Call(problem, "fa1", get_target("sm_80"), "cuda", True)
@@ -165,7 +166,7 @@ def test_the_host_function_gets_the_abi_in_order(monkeypatch, has_used):
     borders = torch.zeros(3, dtype=torch.int32)
     used = torch.zeros(2, dtype=torch.int32) if has_used else None
     lengths = Lengths(borders, borders + 1, 50, 9, used, None)
-    out, lse = launch.varlen_forward(q, k, v, lengths, call)
+    out, lse = launch.forward(q, k, v, call, lengths.tensors)
     (arguments,) = called
     assert all(got is sent for got, sent in zip(arguments, (q, k, v, out, lse), strict=False))
     assert arguments[5].shape == (4, 12)
