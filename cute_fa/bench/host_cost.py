@@ -116,15 +116,16 @@ class _Launches:
     def kernel(self, *of: Any) -> Any:
         """Instead of ``sources.kernel``: the same kernel, linked to a runtime that does nothing."""
         kernel = sources.source(None).kernel(*of[:-1])
-        code = self._linked(kernel)
-        prepared: list[Any] = []
+        code, ignore = self._linked(kernel), self._ignore
+        prepared: tuple[Any, ...] = ()
 
         def host(backend: str) -> Callable[..., None]:
             def launch(*arguments: Any) -> None:
+                nonlocal prepared
                 if not prepared:
-                    prepared.extend(map(to_tvm_ffi, arguments))
+                    prepared = tuple(map(to_tvm_ffi, arguments))
                     self.latest = lambda: code(*prepared)
-                self._ignore(*arguments)
+                ignore(*arguments)
                 code(*prepared)
 
             return launch

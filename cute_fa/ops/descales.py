@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -14,6 +13,9 @@ from cute_fa.quant import BLOCK_ROWS
 
 if TYPE_CHECKING:
     from cute_fa.varlen import Packing
+
+
+More = tuple[Tensor | None, ...]
 
 
 class Descales(NamedTuple):
@@ -29,9 +31,13 @@ class Descales(NamedTuple):
         return any(x is not None and x.ndim == 3 for x in self)
 
     @property
-    def more(self) -> tuple[Tensor | None, ...]:
+    def more(self) -> More:
         """Their part of what ``plans.key_of`` takes: nothing if none is given."""
         return tuple(self) if any(x is not None for x in self) else ()
+
+    def arguments(self, batch: int, heads_k: int, device: torch.device) -> More:
+        """What a kernel for FP8 inputs wants of them: three of fp32 (B, Hk, blocks)."""
+        return as_arguments(self.more, ones(batch, heads_k, device))
 
     def given(self) -> Iterator[tuple[str, Tensor]]:
         """Those that are tensors, by the name of their argument."""
@@ -39,18 +45,20 @@ class Descales(NamedTuple):
             if x is not None:
                 yield f"{name}_descale", x
 
-    def arguments(self, batch: int, heads_k: int, device: torch.device) -> tuple[Tensor, ...]:
-        """What a kernel for FP8 inputs wants of them: fp32 (B, Hk, blocks)."""
-        one = _one(device).expand(batch, heads_k, 1)
-        return tuple(one if x is None else x[..., None] if x.ndim == 2 else x for x in self)
-
 
 NO_DESCALES = Descales()
 
 
-@cache
-def _one(device: torch.device) -> Tensor:
-    return torch.ones(1, 1, 1, device=device)
+def ones(batch: int, heads_k: int, device: torch.device) -> Tensor:
+    """What a kernel takes for descales that are left out: (B, Hk, 1) in the memory of one."""
+    return torch.ones(1, 1, 1, device=device).expand(batch, heads_k, 1)
+
+
+def as_arguments(more: More, ones: Tensor) -> More:
+    """``Descales.more`` as a kernel wants it; ``ones`` for what is left out."""
+    if not more:
+        return ones, ones, ones
+    return tuple([ones if x is None else x.unsqueeze(2) if x.ndim == 2 else x for x in more])
 
 
 def check_descales(

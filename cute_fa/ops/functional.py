@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from cute_fa.errors import UnsupportedError
 from cute_fa.ops import checks, launch, plans, sources
@@ -96,7 +96,7 @@ def flash_attn_func(
     descales = (q_descale, k_descale, v_descale)
     more = () if q_descale is k_descale is v_descale is None else descales
     key = None
-    if not is_compiling():
+    if not is_dynamo_compiling():  # tensors say whether anything else traces
         key = plans.key_of(q, k, v, more, numbers, names)
         known = launch.again(key, q, k, v, more)
         if known is not None:

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from cute_fa.errors import MissingToolError
-from cute_fa.ops import plans, sources
+from cute_fa.ops import descales, plans, sources
 from cute_fa.ops.checks import ALIGNMENT_BYTES, Call
-from cute_fa.ops.descales import Descales
 from cute_fa.problem import out_dtype
 from cute_fa.varlen import VarlenProblem
 
@@ -116,38 +115,32 @@ def make_plan(q: Tensor, v: Tensor, call: Call, device: Device | None = None) ->
     for w in kernel.config.workspace(padded.batch, rows, padded.heads_q):
         kinds.append((w.shape, getattr(torch, w.dtype)))
     outputs = tuple(plans.contiguous(shape, dtype) for shape, dtype in kinds)
-    trailing = _trailing(call, q)
+    is_packed, scalars = isinstance(call.problem, VarlenProblem), _scalars(padded)
+    convert = _with_descales(padded, is_packed, q.device) if q.dtype.itemsize == 1 else None
+    # How many rows of queries the longest of packed sequences has at most.
+    last = (min(padded.seqlen_q, rows),) if is_packed else ()
     if call.backend == "cuda":
         prepare = _clear if _leaves_rows_out(call) else None
         # The host function takes its stream from the environment that TVM-FFI sets up from the
         # tensors' device: torch's current stream there.
         launch = kernel.host("cuda")
-        return plans.Plan(launch, outputs, _scalars(padded), q.device, trailing, prepare)
+        return plans.Plan(launch, outputs, scalars, q.device, convert, last, prepare)
 
     def simulate(*arguments: Any) -> None:
         run_sim(kernel, device, arguments)
 
     prepare = functools.partial(_fill_for_simulation, call)
-    return plans.Plan(simulate, outputs, _scalars(padded), None, trailing, prepare)
+    return plans.Plan(simulate, outputs, scalars, None, convert, last, prepare)
 
 
-def _trailing(call: Call, q: Tensor) -> Callable[[plans.More], tuple[Any, ...]] | None:
-    """What makes the kernel's last arguments of a call's tensors behind v: descales of FP8 inputs,
-    then the lengths of packed sequences and how many rows of queries the longest has at most."""
-    padded, device = call.padded, q.device
-    is_fp8, is_packed = q.dtype.itemsize == 1, isinstance(call.problem, VarlenProblem)
-    if not (is_fp8 or is_packed):
-        return None
-    rows = min(padded.seqlen_q, q.shape[-3])
-
-    def trailing(more: plans.More) -> tuple[Any, ...]:
-        lengths, descales = (more[:4], more[4:]) if is_packed else ((), more)
-        made: tuple[Any, ...] = ()
-        if is_fp8:
-            made = Descales(*descales).arguments(padded.batch, padded.heads_k, device)
-        return (*made, *lengths, rows) if is_packed else made
-
-    return trailing
+def _with_descales(
+    padded: AttentionProblem, is_packed: bool, device: torch.device
+) -> Callable[[plans.More], plans.More]:
+    """What puts three descales before the lengths, as kernels for FP8 inputs take them."""
+    ones = descales.ones(padded.batch, padded.heads_k, device)
+    if is_packed:
+        return lambda more: (*descales.as_arguments(more[4:], ones), *more[:4])
+    return lambda more: descales.as_arguments(more, ones)
 
 
 def _leaves_rows_out(call: Call) -> bool:

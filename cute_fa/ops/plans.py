@@ -8,10 +8,10 @@ is looked at: addresses, gradients, and whether torch is tracing or a simulated 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import starmap
+from sys import modules
 from types import NoneType
 from typing import Any
 
@@ -45,8 +45,9 @@ class Plan:
         launch: takes the kernel's arguments.
         device: of the tensors, if it has to be torch's current one meanwhile.
         outputs: shape, strides and dtype of out, lse and what the kernel wants beside them.
-        scalars: what follows the tensors among the arguments.
-        trailing: makes what follows the scalars of the call's tensors behind v; None for nothing.
+        scalars: what follows these tensors among the arguments.
+        convert: makes what follows the scalars of the call's tensors behind v; None if those do.
+        last: what follows all that.
         prepare: what has to be done to the new outputs before the launch; None for nothing.
     """
 
@@ -54,7 +55,8 @@ class Plan:
     outputs: tuple[Layout, ...]
     scalars: tuple[Any, ...]
     device: torch.device | None = None
-    trailing: Callable[[More], tuple[Any, ...]] | None = None
+    convert: Callable[[More], More] | None = None
+    last: tuple[Any, ...] = ()
     prepare: Callable[[Sequence[Tensor]], None] | None = None
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, more: More = ()) -> tuple[Tensor, Tensor]:
@@ -71,10 +73,9 @@ class Plan:
         made = list(starmap(empty, self.outputs))
         if self.prepare is not None:
             self.prepare(made)
-        if self.trailing is None:
-            self.launch(q, k, v, *made, *self.scalars)
-        else:
-            self.launch(q, k, v, *made, *self.scalars, *self.trailing(more))
+        if self.convert is not None:
+            more = self.convert(more)
+        self.launch(q, k, v, *made, *self.scalars, *more, *self.last)
         return made[0], made[1]
 
 
@@ -125,9 +126,8 @@ def key_of(
             names,
             numbers,
             # True is equal to 1 and to 1.0, but only one of them is a legal value.
-            type(left),
-            type(right),
-            *map(type, numbers),
+            (type(left), type(right)),
+            tuple(map(type, numbers)),
         )
     except (RuntimeError, TypeError, ValueError):
         return None  # a nested tensor, which has no strides; or a window that is no pair
@@ -150,14 +150,18 @@ def find(key: Any, q: Tensor, k: Tensor, v: Tensor, more: More = ()) -> Plan | N
     if plan is None:
         return None
     # No mode of torch (fake tensors, vmap, a function mode) looks at what is called.
-    if dispatch_modes() or function_modes() or functorch_transforms() or _simulates():
+    if dispatch_modes() or function_modes() or functorch_transforms():
+        return None
+    hosts = modules.get("cute_fa.sim.hosts")
+    if hosts is not None and hosts.is_entered():
         return None
     if (q.data_ptr() | k.data_ptr() | v.data_ptr()) & _UNALIGNED:
         return None
     if q.is_neg() or k.is_neg() or v.is_neg():
         return None
-    if more and any(x is not None and x.is_neg() for x in more):
-        return None
+    for x in more:
+        if x is not None and x.is_neg():
+            return None
     if (q.requires_grad or k.requires_grad or v.requires_grad) and is_grad_enabled():
         return None
     return plan
@@ -165,7 +169,7 @@ def find(key: Any, q: Tensor, k: Tensor, v: Tensor, more: More = ()) -> Plan | N
 
 def remember(key: Any, plan: Plan) -> None:
     """Keep a plan for the calls that have this key."""
-    if key is None or not _COMPARABLE.issuperset((*key[7:], *map(type, key[5]))):
+    if key is None or not _COMPARABLE.issuperset((*key[7], *key[8], *map(type, key[5]))):
         return
     if len(_plans) >= MAX_PLANS:
         _plans.clear()
@@ -178,8 +182,3 @@ def remember(key: Any, plan: Plan) -> None:
 def forget() -> None:
     """Drop all plans: kernels may come from elsewhere now."""
     _plans.clear()
-
-
-def _simulates() -> bool:
-    hosts = sys.modules.get("cute_fa.sim.hosts")
-    return hosts is not None and hosts.is_entered()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from cute_fa.errors import UnsupportedError
 from cute_fa.ops import checks, launch, plans, sources
@@ -109,13 +109,16 @@ def flash_attn_varlen_func(
         cute_fa.sim.HazardError: the simulator found a race, an access out of bounds, ….
     """
     names = (generation, backend, arch, sources.name_of(kernels))
-    numbers = (softmax_scale, causal, window_size, softcap, pack_gqa, deterministic, return_lse)
+    numbers = (
+        *(softmax_scale, causal, window_size, softcap, pack_gqa, deterministic, return_lse),
+        *(max_seqlen_q, max_seqlen_k),
+    )
     tensors = (cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k)
     descales = (q_descale, k_descale, v_descale)
     more = tensors if q_descale is k_descale is v_descale is None else (*tensors, *descales)
     key = None
-    if not is_compiling():
-        key = plans.key_of(q, k, v, more, (*numbers, max_seqlen_q, max_seqlen_k), names)
+    if not is_dynamo_compiling():  # tensors say whether anything else traces
+        key = plans.key_of(q, k, v, more, numbers, names)
         known = launch.again(key, q, k, v, more)
         if known is not None:
             return known if return_lse else known[0]
