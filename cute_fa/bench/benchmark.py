@@ -10,12 +10,15 @@ import torch
 
 from cute_fa.bench import gpu_state
 from cute_fa.bench.inputs import TORCH_DTYPES, BenchInputs, make
-from cute_fa.bench.providers import Call, Provider, first_call
+from cute_fa.bench.providers import Call, Provider, first_call, in_words
 from cute_fa.bench.shapes import Shape
 from cute_fa.bench.timing import Action, Policy, Timer, Timing, measure
 from cute_fa.bench.verify import Verdict, verify
 
 MATMUL_SIZE = 8192
+BUSY_SECONDS = 0.2
+MAX_BUSY_CALLS = 1000
+"""What fits into the queue of a stream: more would make the host wait."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class Row:
     Attributes:
         shape: ``Shape.name``; the fields of the problem follow.
         served: False if the provider does not serve it; ``reason`` says why.
-        ok: whether the checked rows are within the error budget.
-        error, allowed: the largest error there, and the budget's.
+        ok: whether the checked rows are within the error budget; False also where the call failed.
+        error, allowed: the largest error there, and the budget's; None where the call failed.
         seconds: None if it was not served or is not right: what is wrong is not timed.
         flops: by the papers' convention.
     """
@@ -61,7 +64,7 @@ class Results:
     Attributes:
         rows: one per shape and provider.
         matmul: TFLOP/s of a square matrix product by dtype, measured in the same run.
-        states: the GPU before each shape.
+        states: the GPU at the end of each shape, while it computes.
         device: what the GPU and the software are.
         policy: how it was timed.
     """
@@ -79,6 +82,7 @@ class Results:
 
     @property
     def wrong(self) -> list[Row]:
+        """What failed or is not right."""
         return [row for row in self.rows if row.ok is False]
 
     def as_dict(self) -> dict[str, Any]:
@@ -111,13 +115,8 @@ def run(
     state: Callable[[], dict[str, Any]] = gpu_state.snapshot,
     matmul_size: int = MATMUL_SIZE,
     progress: Progress | None = None,
-    more_time: Callable[[], bool] = lambda: True,
 ) -> Results:
-    """Check and time every provider on every shape.
-
-    Args:
-        more_time: asked before each shape; once it says no, the rest is left out.
-    """
+    """Check and time every provider on every shape."""
     policy = policy or Policy()
     results = Results(policy=policy)
     for dtype in dict.fromkeys(shape.padded.dtype for shape in shapes):
@@ -125,12 +124,11 @@ def run(
         if speed is not None:
             results.matmul[dtype] = speed
     for index, shape in enumerate(shapes):
-        if not more_time():
-            break
         if progress is not None:
             progress(index, len(shapes), shape.name)
-        results.states.append({"shape": shape.name, **state()})
-        results.rows.extend(run_shape(shape, providers, timer, policy, device))
+        rows, found = run_shape(shape, providers, timer, policy, device=device, state=state)
+        results.rows.extend(rows)
+        results.states.append(found)
     return results
 
 
@@ -139,36 +137,82 @@ def run_shape(
     providers: Sequence[Provider],
     timer: Timer,
     policy: Policy,
+    *,
     device: torch.device | str,
-) -> list[Row]:
-    """All providers on one shape."""
-    inputs = make(shape, device)
-    calls: dict[str, Call] = {}
-    rows: dict[str, dict[str, Any]] = {}
+    state: Callable[[], dict[str, Any]],
+    about_to_call: Callable[[Provider | None], None] = lambda provider: None,
+    refused: Callable[[Provider], str | None] = lambda provider: None,
+) -> tuple[list[Row], dict[str, Any]]:
+    """All providers on one shape, and the GPU's state. Whoever fails, fails alone.
+
+    Args:
+        about_to_call: is told whose first call comes next; None when all are timed.
+        refused: why a provider is not to be called, as it failed before; or None.
+    """
+    try:
+        inputs = make(shape, device)
+    except RuntimeError as error:  # no memory left
+        cause = f"no inputs: {in_words(error)}"
+        unserved = [
+            Row(**_identity(shape), provider=who.name, served=False, reason=cause)
+            for who in providers
+        ]
+        return unserved, {"shape": shape.name}
+    found: dict[str, dict[str, Any]] = {}
+    actions: dict[str, Action] = {}
     for provider in providers:
-        rows[provider.name], call = _try(provider, shape, inputs)
+        reason = refused(provider)
+        if reason is not None:
+            found[provider.name] = _failed(reason)
+            continue
+        about_to_call(provider)
+        found[provider.name], call = _try(provider, shape, inputs)
         if call is not None:
-            calls[provider.name] = call
-    sessions = {provider.name: provider.session for provider in providers}
-    actions: dict[str, Action] = {
-        name: _in_session(call, sessions[name]) for name, call in calls.items()
-    }
-    timings = measure(actions, timer, policy) if actions else {}
-    return [
+            actions[provider.name] = _in_session(call, provider.session)
+    about_to_call(None)
+    failures: dict[str, str] = {}
+    timings = measure(
+        actions, timer, policy, failed=lambda name, error: failures.update({name: in_words(error)})
+    )
+    for name, reason in failures.items():
+        found[name] = _failed(f"while it was timed: {reason}")
+    rows = [
         Row(**_identity(shape), provider=name, seconds=timings.get(name), **fields)
-        for name, fields in rows.items()
+        for name, fields in found.items()
     ]
+    if timings and is_asynchronous(device):
+        name, timing = next(iter(timings.items()))
+        _enqueue(actions[name], timing.median)
+    return rows, {"shape": shape.name, **state()}
+
+
+def is_asynchronous(device: torch.device | str) -> bool:
+    """Whether calls return before they have computed anything."""
+    return torch.device(device).type == "cuda"
+
+
+def _failed(reason: str) -> dict[str, Any]:
+    return {"served": True, "ok": False, "reason": reason}
+
+
+def _enqueue(action: Action, seconds: float) -> None:
+    """Give the GPU so much to do that it works while it is asked for clocks and throttling."""
+    for _ in range(max(1, min(MAX_BUSY_CALLS, round(BUSY_SECONDS / max(seconds, 1e-6))))):
+        action()
 
 
 def _try(
     provider: Provider, shape: Shape, inputs: BenchInputs
 ) -> tuple[dict[str, Any], Call | None]:
     """What is known before timing, and the call if it is to be timed."""
-    tried = first_call(provider, shape, inputs)
-    if isinstance(tried, str):
-        return {"served": False, "reason": tried}, None
-    call, out = tried
-    verdict: Verdict = verify(out, inputs, shape)
+    try:
+        tried = first_call(provider, shape, inputs)
+        if isinstance(tried, str):
+            return {"served": False, "reason": tried}, None
+        call, out = tried
+        verdict: Verdict = verify(out, inputs, shape)
+    except Exception as error:
+        return _failed(in_words(error)), None
     fields = {
         "served": True,
         "reason": verdict.why,
@@ -180,7 +224,7 @@ def _try(
 
 
 def _in_session(call: Call, session: Callable[[], Any]) -> Action:
-    # Entering it costs host time only, which the flush of the L2 cache hides (``CudaTimer``).
+    # Entering it costs host time only, which ``CudaTimer`` hides.
     def action() -> Any:
         with session():
             return call()
@@ -208,8 +252,6 @@ def matmul_tflops(
     dtype: str, timer: Timer, policy: Policy, *, device: torch.device | str, size: int
 ) -> float | None:
     """TFLOP/s of a square matrix product of normal values; None where torch has none."""
-    a, b = (torch.randn(size, size, device=device).to(TORCH_DTYPES[dtype]) for _ in range(2))
-    one = torch.ones((), device=device)
 
     def product() -> Any:
         if dtype == "float8_e4m3fn":
@@ -218,7 +260,8 @@ def matmul_tflops(
         return a @ b
 
     try:
-        timing = measure({"matmul": product}, timer, policy)["matmul"]
-    except (RuntimeError, NotImplementedError):
+        a, b = (torch.randn(size, size, device=device).to(TORCH_DTYPES[dtype]) for _ in range(2))
+        one = torch.ones((), device=device)
+        return 2 * size**3 / measure({"matmul": product}, timer, policy)["matmul"].median / 1e12
+    except (RuntimeError, ValueError, NotImplementedError):
         return None
-    return 2 * size**3 / timing.median / 1e12

@@ -11,7 +11,9 @@ import torch
 
 from cute_fa.errors import MissingToolError
 
-# nvidia-smi field → our name; the units are in the names.
+# nvidia-smi's field → our name; the units are in ours. Reasons have two names: drivers before 535
+# know the second one only.
+_REASONS_FIELDS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 _FIELDS = {
     "name": "name",
     "driver_version": "driver",
@@ -21,7 +23,7 @@ _FIELDS = {
     "power.draw": "power_w",
     "power.limit": "power_limit_w",
     "temperature.gpu": "temperature_c",
-    "clocks_throttle_reasons.active": "throttle_bits",
+    _REASONS_FIELDS[0]: "throttle_bits",
 }
 # NVML, nvmlClocksEventReasons; "idle" and "applications clocks" are no lack of anything.
 _REASONS = {
@@ -105,14 +107,15 @@ def _nvidia_smi() -> str:
     index = torch.cuda.current_device()
     # By its UUID: torch counts the visible devices, nvidia-smi counts all.
     uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
-    command = [
-        tool,
-        f"--id={index if uuid is None else f'GPU-{uuid}'}",
-        f"--query-gpu={','.join(_FIELDS)}",
-        "--format=csv,noheader,nounits",
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    return result.stdout
+    which = f"--id={index if uuid is None else f'GPU-{uuid}'}"
+    for reasons in _REASONS_FIELDS:
+        fields = ",".join(_FIELDS).replace(_REASONS_FIELDS[0], reasons)
+        command = [tool, which, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+        if result.returncode == 0:
+            return result.stdout
+    said = (result.stdout + result.stderr).strip()
+    raise subprocess.SubprocessError(f"exit code {result.returncode}, {said!r}")
 
 
 def _number(text: str) -> float | str:

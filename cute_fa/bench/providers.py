@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cute_fa.bench.inputs import BenchInputs
 from cute_fa.bench.shapes import Shape
-from cute_fa.errors import CuteFAError, InvalidArgumentError
+from cute_fa.errors import CuteFAError, InvalidArgumentError, UnsupportedError
 
 Call = Callable[[], Tensor]
 OURS = ("fa1", "fa2", "fa3", "fa4")
@@ -35,6 +35,10 @@ class Provider(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def refusals(self) -> type[Exception]:
+        """What its first call raises if it does not serve a shape."""
+
     def why_not(self, shape: Shape) -> str | None:
         """Why the shape is not served, or None."""
 
@@ -48,6 +52,14 @@ class Provider(Protocol):
 class _NoSession:
     def session(self) -> AbstractContextManager[Any]:
         return contextlib.nullcontext()
+
+
+class _Foreign:
+    """Other libraries say what they do not serve by raising, each in its own way."""
+
+    @property
+    def refusals(self) -> type[Exception]:
+        return Exception
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,10 @@ class Ours(_NoSession):
     @property
     def name(self) -> str:
         return f"cute_fa-{self.generation}"
+
+    @property
+    def refusals(self) -> type[Exception]:
+        return UnsupportedError
 
     def why_not(self, shape: Shape) -> str | None:
         return None  # its functions refuse what they do not serve, with the reason
@@ -94,11 +110,15 @@ class Ours(_NoSession):
 
 
 @dataclass(frozen=True)
-class Sdpa:
-    """``torch.nn.functional.scaled_dot_product_attention`` with one back end."""
+class Sdpa(_Foreign):
+    """``torch.nn.functional.scaled_dot_product_attention`` with one back end.
+
+    Attributes:
+        backend: name of a ``torch.nn.attention.SDPBackend``, which cannot be pickled itself.
+    """
 
     name: str
-    backend: SDPBackend
+    backend: str
 
     def why_not(self, shape: Shape) -> str | None:
         p = shape.padded
@@ -118,11 +138,11 @@ class Sdpa:
         return lambda: attention(q, k, v, is_causal=p.causal, enable_gqa=grouped).transpose(1, 2)
 
     def session(self) -> AbstractContextManager[Any]:
-        return sdpa_kernel(self.backend)
+        return sdpa_kernel(getattr(SDPBackend, self.backend))
 
 
 @dataclass(frozen=True)
-class TorchVarlen(_NoSession):
+class TorchVarlen(_Foreign, _NoSession):
     """``torch.nn.attention.varlen.varlen_attn``: packed sequences only."""
 
     name: str = "torch-varlen"
@@ -137,6 +157,7 @@ class TorchVarlen(_NoSession):
         p = shape.padded
         borders = inputs.cu_seqlens
         window = (-1, 0) if p.causal else (-1, -1)
+        grouped = {"enable_gqa": True} if p.heads_q != p.heads_k else {}
         return lambda: varlen_attn(
             inputs.q,
             inputs.k,
@@ -146,11 +167,12 @@ class TorchVarlen(_NoSession):
             p.seqlen_q,
             p.seqlen_k,
             window_size=window,
+            **grouped,
         )
 
 
 @dataclass(frozen=True)
-class FlashAttention(_NoSession):
+class FlashAttention(_Foreign, _NoSession):
     """A package with flash_attn's functions: flash-attn 2, its Hopper interface, or its CuTe one.
 
     Attributes:
@@ -185,9 +207,9 @@ class FlashAttention(_NoSession):
 
 
 COMPETITORS: tuple[Provider, ...] = (
-    Sdpa("sdpa-flash", SDPBackend.FLASH_ATTENTION),
-    Sdpa("sdpa-cudnn", SDPBackend.CUDNN_ATTENTION),
-    Sdpa("sdpa-efficient", SDPBackend.EFFICIENT_ATTENTION),
+    Sdpa("sdpa-flash", "FLASH_ATTENTION"),
+    Sdpa("sdpa-cudnn", "CUDNN_ATTENTION"),
+    Sdpa("sdpa-efficient", "EFFICIENT_ATTENTION"),
     TorchVarlen(),
     FlashAttention("flash-attn-2", "flash_attn"),
     FlashAttention("flash-attn-3", "flash_attn_interface", fp8=True),
@@ -219,7 +241,8 @@ def providers(names: Sequence[str] | None, functions: Any) -> list[Provider]:
 def first_call(provider: Provider, shape: Shape, inputs: BenchInputs) -> tuple[Call, Tensor] | str:
     """The provider's call and what it computes, or in words why it does not serve the shape.
 
-    A back end says what it does not serve by raising, each in its own way.
+    Raises:
+        Exception: whatever its first call raises that is no refusal.
     """
     reason = provider.why_not(shape)
     if reason is not None:
@@ -228,11 +251,16 @@ def first_call(provider: Provider, shape: Shape, inputs: BenchInputs) -> tuple[C
         call = provider.bind(shape, inputs)
         with provider.session():
             return call, call()
-    except CuteFAError as error:
+    except provider.refusals as error:
+        return in_words(error)
+
+
+def in_words(error: Exception) -> str:
+    """What was raised, in one line."""
+    if isinstance(error, CuteFAError):
         return error.what
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {lines[0]}"
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def _first(result: Any) -> Tensor:

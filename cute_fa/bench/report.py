@@ -92,7 +92,7 @@ def _cell(row: Row | None) -> str:
     if row is None or not row.served:
         return "-"
     if not row.ok:
-        return "WRONG"
+        return "FAILED" if row.error is None else "WRONG"
     assert row.tflops is not None and row.seconds is not None
     spread = (row.seconds.p80 - row.seconds.p20) / row.seconds.median / 2
     return f"{row.tflops:.0f} ±{spread:.0%}"

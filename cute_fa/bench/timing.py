@@ -15,6 +15,10 @@ Action = Callable[[], Any]
 FLUSH_BYTES = 256 * 1024**2
 """More than any L2 cache holds."""
 
+LEAD_CYCLES = 400_000
+"""How long the GPU idles before it flushes its L2 cache, in its own clock cycles: 0.2 ms or so, in
+which the host gets ahead even by way of slow Python code."""
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -67,8 +71,8 @@ class Timer(Protocol):
 class CudaTimer:
     """Times calls on the current stream with CUDA events; the host is not part of it.
 
-    The flush keeps the GPU busy while the host enqueues the call, so that the cost of a launch is
-    hidden as in a running program.
+    A kernel that only waits, and the flush, keep the GPU busy while the host enqueues the call, so
+    that the cost of a launch is hidden as in a running program.
     """
 
     def __init__(self, device: torch.device | str = "cuda") -> None:
@@ -77,6 +81,7 @@ class CudaTimer:
         self._stop = torch.cuda.Event(enable_timing=True)
 
     def sample(self, action: Action, *, flush: bool) -> float:
+        torch.cuda._sleep(LEAD_CYCLES)
         if flush:
             self._scratch.zero_()
         self._start.record()
@@ -100,29 +105,47 @@ def measure(
     timer: Timer,
     policy: Policy | None = None,
     *,
+    failed: Callable[[str, Exception], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Timing]:
     """Time every action, one call of each per round, beginning with another one each time.
 
+    Args:
+        failed: is told of an action that raises, which is then left out; the others go on.
+
     Raises:
-        whatever an action raises.
+        whatever an action raises, if ``failed`` is None.
     """
     policy = policy or Policy()
-    names = list(actions)
-    for name in names:
+    samples: dict[str, list[float]] = {name: [] for name in actions}
+
+    def sample(name: str) -> float | None:
+        try:
+            return timer.sample(actions[name], flush=policy.flush)
+        except Exception as error:
+            if failed is None:
+                raise
+            failed(name, error)
+            del samples[name]
+            return None
+
+    for name in actions:
         for _ in range(policy.warmup):
-            timer.sample(actions[name], flush=policy.flush)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+            if sample(name) is None:
+                break
     started = clock()
-    for turn in range(policy.rounds if names else 0):
-        shift = turn % len(names)
+    for turn in range(policy.rounds if samples else 0):
+        names = list(samples)
+        shift = turn % max(1, len(names))
         for name in (*names[shift:], *names[:shift]):
-            samples[name].append(timer.sample(actions[name], flush=policy.flush))
+            seconds = sample(name)
+            if seconds is not None:
+                samples[name].append(seconds)
         if clock() - started >= policy.seconds:
             break
         sleep(policy.rest)
-    return {name: Timing.of(found) for name, found in samples.items()}
+    return {name: Timing.of(found) for name, found in samples.items() if found}
 
 
 def percentile(ordered: list[float], share: float) -> float:

@@ -12,7 +12,7 @@ import lzma
 import platform
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module, metadata
@@ -129,7 +129,7 @@ class Bundle:
                 fix=manifest.MAKE_AGAIN,
             ) from error
         self.runtime = self._find_runtime()
-        self.tuned = self._read_tuned()
+        self.tuned, self._tuned_on = self._read_tuned()
         self._chosen: dict[tuple[str, str, KernelVariant], BundleKernel] = {}
 
     def __repr__(self) -> str:
@@ -145,13 +145,19 @@ class Bundle:
         """Size of all files, the manifest left out."""
         return sum(entry["bytes"] for entry in self.document["files"].values())
 
+    def leave_out(self, names: Collection[str]) -> None:
+        """From now on, launch none of these kernels."""
+        self.kernels = tuple(kernel for kernel in self.kernels if kernel.name not in names)
+        self._chosen.clear()
+
     def notes(self) -> list[str]:
         """What is unusual about the bundle, though it may be used."""
         found = []
         if self.document["sources"] != keys.source_digest(("cute_fa",)):
             found.append("it was made by other sources of the same version of cute_fa")
         if self.tuned:
-            found.append(f"default kernels replaced by {TUNED}: {len(self.tuned)}")
+            where = f", which was tuned on {self._tuned_on}"
+            found.append(f"default kernels replaced by {TUNED}{where}: {len(self.tuned)}")
         return found
 
     def choose_generation(
@@ -294,12 +300,14 @@ class Bundle:
             )
         return path
 
-    def _read_tuned(self) -> dict[str, str]:
+    def _read_tuned(self) -> tuple[dict[str, str], str]:
+        """Names by label, and of which device."""
         path = self.folder / TUNED
-        if TUNED in self.document["files"] or not path.exists():
-            return {}
+        if not path.exists():
+            return {}, ""
         try:
-            choices = json.loads(path.read_text())["choices"]
+            document = json.loads(path.read_text())
+            choices, device = document["choices"], str(document["device"]["name"])
             known = {kernel.name: kernel.label for kernel in self.kernels}
             tuned = {entry["label"]: entry["kernel"] for entry in choices}
             wrong = [name for text, name in tuned.items() if known.get(name) != text]
@@ -307,7 +315,7 @@ class Bundle:
             raise _bad_tuned(path, f"{type(error).__name__}: {error}") from error
         if wrong:
             raise _bad_tuned(path, f"{wrong[0]} is no kernel of the bundle for its label")
-        return tuned
+        return tuned, device
 
 
 def check_driver(bundle: Bundle) -> tuple[int, int]:

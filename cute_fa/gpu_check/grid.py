@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from cute_fa.errors import UnsupportedError
-from cute_fa.problem import AttentionProblem, KernelVariant
+from cute_fa.ops.descales import Descales
+from cute_fa.problem import DTYPE_BYTES, AttentionProblem, KernelVariant
+from cute_fa.quant import BLOCK_ROWS
 from cute_fa.testing.cases import Case
 from cute_fa.testing.inputs import (
     Inputs,
@@ -14,6 +20,7 @@ from cute_fa.testing.inputs import (
     index_coded_inputs,
     make_inputs,
     one_hot_inputs,
+    quantized_inputs,
 )
 from cute_fa.varlen import Packing, VarlenProblem
 
@@ -28,12 +35,30 @@ FULL = (
     (1, 777, 1030, 2, 2),
 )
 TINY = ((1, 33, 49, 1, 2),)
+TINY_BLOCKS = ((1, 33, BLOCK_ROWS + 3, 1, 2),)
 # Lengths of q and k of each packed sequence; an empty one, one without keys, one without queries.
 PACKED_FULL = ((70, 0, 129, 5, 0, 300), (70, 0, 200, 0, 9, 257))
 PACKED_TINY = ((20, 0, 13), (20, 5, 17))
+PACKED_TINY_BLOCKS = ((20, 0, 13), (20, 5, BLOCK_ROWS + 3))
 WINDOW = (37, 11)
 SOFTCAP = 15.0
 EXTREME = 2000.0
+
+
+class GridInputs(NamedTuple):
+    """q, k and v, of FP8 kernels their descales (None for 1), and the output where it is known."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    descales: Descales
+    expected: Tensor | None
+
+    def to(self, device: str) -> GridInputs:
+        """The same there, the expected output left where it is."""
+        q, k, v = (x.to(device) for x in (self.q, self.k, self.v))
+        descales = Descales(*(None if x is None else x.to(device) for x in self.descales))
+        return GridInputs(q, k, v, descales, self.expected)
 
 
 @dataclass(frozen=True)
@@ -41,12 +66,15 @@ class GridCase:
     """A problem and one kind of inputs.
 
     Attributes:
-        kind: "normal", "one hot", "index" or "extreme".
+        kind: "normal", "one hot", "index" or "extreme"; of FP8 kernels also "quantized", which is
+            normal values with descales of many sizes.
+        by_block: whether there is a descale for every block of rows.
         exact: whether the right output is known to the last bit.
     """
 
     case: Case
     kind: str
+    by_block: bool = False
 
     @property
     def exact(self) -> bool:
@@ -56,9 +84,21 @@ class GridCase:
     def name(self) -> str:
         return f"{self.case.name}, {self.kind}"
 
-    def inputs(self) -> Inputs:
+    def inputs(self) -> GridInputs:
         """On the CPU, the same every time."""
-        return _KINDS[self.kind](self.case)
+        if self.kind == "quantized":
+            made = quantized_inputs(self.case.problem, seed=self.case.seed, by_block=self.by_block)
+            return GridInputs(*made[:3], Descales(*made[3:]), None)
+        inputs = _KINDS[self.kind](self.case)
+        descales = self._ones() if self.by_block else Descales()
+        return GridInputs(inputs.q, inputs.k, inputs.v, descales, inputs.expected)
+
+    def _ones(self) -> Descales:
+        """1 for every block of rows."""
+        problem = self.case.problem
+        p = problem.padded if isinstance(problem, VarlenProblem) else problem
+        rows = (p.seqlen_q, p.seqlen_k, p.seqlen_k)
+        return Descales(*(torch.ones(p.batch, p.heads_k, -(-n // BLOCK_ROWS)) for n in rows))
 
 
 _KINDS: dict[str, Callable[[Case], Inputs]] = {
@@ -70,17 +110,18 @@ _KINDS: dict[str, Callable[[Case], Inputs]] = {
 
 
 def grid(variant: KernelVariant, *, tiny: bool = False) -> Iterator[GridCase]:
-    """Every problem of the variant with normal inputs, and the first ones with structured inputs;
-    nothing if no inputs are made in its dtype, or with the descales of blocks that it wants.
+    """Every problem of the variant with normal inputs, and the first ones with structured inputs.
 
     Args:
         tiny: one small problem, for the simulator.
     """
-    problems = list(_problems(variant, tiny))
-    for number, (name, problem) in enumerate(problems):
+    is_fp8 = DTYPE_BYTES[variant.dtype] == 1
+    usual = ("quantized",) if is_fp8 else ("normal",)
+    structured = [kind for kind in _KINDS if kind not in usual]
+    for number, (name, problem) in enumerate(_problems(variant, tiny)):
         case = Case(name, problem, seed=100 + number)
-        for kind in _KINDS if number < 2 else ("normal",):
-            candidate = GridCase(case, kind)
+        for kind in (*structured, *usual) if number < 2 else usual:
+            candidate = GridCase(case, kind, variant.has_block_descales)
             if _is_possible(candidate):
                 yield candidate
 
@@ -96,10 +137,9 @@ def _is_possible(candidate: GridCase) -> bool:
 def _problems(
     variant: KernelVariant, tiny: bool
 ) -> Iterator[tuple[str, AttentionProblem | VarlenProblem]]:
-    if variant.has_block_descales:
-        return
     if variant.is_varlen:
-        lengths_q, lengths_k = PACKED_TINY if tiny else PACKED_FULL
+        lengths = PACKED_TINY_BLOCKS if variant.has_block_descales else PACKED_TINY
+        lengths_q, lengths_k = lengths if tiny else PACKED_FULL
         yield (
             f"packed {lengths_q}",
             VarlenProblem.of(
@@ -113,7 +153,8 @@ def _problems(
             ),
         )
         return
-    for batch, seqlen_q, seqlen_k, heads_k, group in TINY if tiny else FULL:
+    few = TINY_BLOCKS if variant.has_block_descales else TINY
+    for batch, seqlen_q, seqlen_k, heads_k, group in few if tiny else FULL:
         if variant.packed_group > 1:
             group = variant.packed_group
         name = f"b{batch} s{seqlen_q}×{seqlen_k} h{heads_k * group}/{heads_k}"

@@ -1,4 +1,4 @@
-"""What a check found, and how much time there is for the next one."""
+"""What is checked, what a check found, and how much time there is for the next one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+from cute_fa.build.bundle import BundleKernel
+from cute_fa.errors import CuteFAError
 
 T = TypeVar("T")
 
@@ -15,7 +18,7 @@ class Outcome:
     """One check.
 
     Attributes:
-        section: "agreement", "correctness" or "repeats".
+        section: "agreement", "correctness", "repeats", or what else the check was part of.
         name: the kernel and the problem.
         ok: None if it could not be made; ``detail`` says why.
         figures: numbers for the JSON.
@@ -26,6 +29,40 @@ class Outcome:
     ok: bool | None
     detail: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check of one kernel that is still to be made.
+
+    Attributes:
+        section, name: as of its outcome; the name is unique in its section.
+        make: makes it: ok, detail and figures of the outcome.
+    """
+
+    section: str
+    name: str
+    kernel: BundleKernel
+    make: Callable[[], tuple[bool | None, str, dict[str, Any]]]
+
+    def outcome(self) -> Outcome:
+        """What making it gives; whatever goes wrong is a failure of this check only."""
+        try:
+            ok, detail, figures = self.make()
+        except Exception as error:
+            message = str(error) if isinstance(error, CuteFAError) else first_lines(error)
+            return Outcome(self.section, self.name, False, f"{type(error).__name__}: {message}")
+        return Outcome(self.section, self.name, ok, detail, figures)
+
+
+def first_lines(error: Exception) -> str:
+    """What an error says, without the advice that torch adds to CUDA's errors."""
+    return "\n".join(str(error).strip().splitlines()[:3])
+
+
+def title(kernel: BundleKernel) -> str:
+    """What a kernel is called in reports: its label, which candidates share with their default."""
+    return kernel.label if kernel.role == "default" else f"{kernel.label} [{kernel.name}]"
 
 
 class Deadline:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from cute_fa.build.bundle import Bundle, BundleKernel
 from cute_fa.errors import UnsupportedError
+from cute_fa.gpu_check.grid import GridInputs
 from cute_fa.ops import flash_attn_func, flash_attn_varlen_func, sources
 from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import Target, runs_on
 from cute_fa.testing.cases import Case
-from cute_fa.testing.inputs import Inputs
 from cute_fa.varlen import VarlenProblem
 
 
@@ -31,8 +31,12 @@ class Place:
     target: Target
 
     @property
+    def is_gpu(self) -> bool:
+        return self.device != "cpu"
+
+    @property
     def backend(self) -> str:
-        return "sim" if self.device == "cpu" else "cuda"
+        return "cuda" if self.is_gpu else "sim"
 
     def runs(self, kernel: BundleKernel) -> bool:
         """Whether the machine code and the shared memory of a kernel fit."""
@@ -40,8 +44,18 @@ class Place:
         return fits and runs_on(kernel.arch, self.target)
 
     def synchronize(self) -> None:
-        if self.device != "cpu":
+        """Wait for everything that was launched; raises what became of it."""
+        if self.is_gpu:
             torch.cuda.synchronize()
+
+    def complaint(self) -> str | None:
+        """Why the device does nothing more for this process, or None: after an illegal access, for
+        one, CUDA refuses everything."""
+        try:
+            self.synchronize()
+        except RuntimeError as error:
+            return str(error).strip().splitlines()[0]
+        return None
 
 
 class OneKernel:
@@ -85,7 +99,7 @@ class OneKernel:
     def flash_attn_varlen_func(self, *args: Any, **kwargs: Any) -> Any:
         return flash_attn_varlen_func(*args, **kwargs, kernels=self)  # type: ignore[arg-type]
 
-    def run(self, place: Place, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def run(self, place: Place, case: Case, inputs: GridInputs) -> tuple[Tensor, Tensor]:
         """out and lse of a case, on the place's device."""
         packed = isinstance(case.problem, VarlenProblem)
         function = self.flash_attn_varlen_func if packed else self.flash_attn_func
@@ -93,9 +107,10 @@ class OneKernel:
             name: value.to(place.device) if isinstance(value, Tensor) else value
             for name, value in case.arguments.items()
         }
-        q, k, v = (x.to(place.device) for x in inputs[:3])
+        there = inputs.to(place.device)
+        arguments.update(there.descales.given())
         return function(
-            *(q, k, v),
+            *there[:3],
             **arguments,
             return_lse=True,
             pack_gqa=self.only.variant.packed_group > 1,
@@ -105,6 +120,12 @@ class OneKernel:
         )
 
 
-def runnable(bundle: Bundle, place: Place, role: str | None = "default") -> list[BundleKernel]:
-    """The kernels of a bundle that run at a place; of all roles if ``role`` is None."""
-    return [k for k in bundle.kernels if place.runs(k) and role in (None, k.role)]
+def serving(bundle: Bundle, place: Place) -> list[BundleKernel]:
+    """The kernels that a bundle's functions launch at a place: defaults, and what tuning chose."""
+    tuned = set(bundle.tuned.values())
+    return [k for k in runnable(bundle, place) if k.role == "default" or k.name in tuned]
+
+
+def runnable(bundle: Bundle, place: Place) -> list[BundleKernel]:
+    """All kernels of a bundle that run at a place, candidates too."""
+    return [kernel for kernel in bundle.kernels if place.runs(kernel)]

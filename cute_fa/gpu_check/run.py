@@ -3,209 +3,90 @@
 from __future__ import annotations
 
 import argparse
-import json
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cute_fa.bench import benchmark, gpu_state, providers, shapes
-from cute_fa.bench.benchmark import Results
-from cute_fa.bench.report import summary
-from cute_fa.bench.shapes import Shape
-from cute_fa.bench.timing import CudaTimer, Policy, Timer
+from cute_fa.build.bundle import TUNED
 from cute_fa.errors import CuteFAError, MissingToolError
-from cute_fa.gpu_check import agreement, correctness, tune
-from cute_fa.gpu_check.outcome import Deadline, Outcome
-from cute_fa.gpu_check.place import Place, runnable
+from cute_fa.gpu_check.events import History
+from cute_fa.gpu_check.place import Place
+from cute_fa.gpu_check.report import Report, report_on, write_in_one_step
+from cute_fa.gpu_check.sections import Settings
+from cute_fa.gpu_check.tune import table
+from cute_fa.gpu_check.watch import Job, Watch
 from cute_fa.ops.bundle import LoadedBundle, load_bundle
 
 PASSED, FAILED, USAGE, NO_GPU = 0, 1, 2, 3
 DEFAULT_MINUTES = 7.5
-# Shares of the time; what a section does not need goes to those behind it.
-_SHARES = (("agreement", 0.10), ("correctness", 0.35), ("repeats", 0.10), ("benchmark", 0.45))
-BENCH_POLICY = Policy(warmup=2, rounds=12, seconds=0.5)
+WRITE_EVERY = 5.0
+"""Seconds between two versions of the output, which is whole at any time."""
 
 
-@dataclass
-class Report:
-    """What a run found; ``as_dict`` is the JSON document."""
+class Output:
+    """The report's file, kept up to date."""
 
-    bundle: dict[str, Any]
-    device: dict[str, Any]
-    outcomes: list[Outcome] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
-    results: Results | None = None
-    choices: list[tune.Choice] = field(default_factory=list)
-    tuned: str | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
+    def __init__(self, report: Report, path: Path | None) -> None:
+        self._report = report
+        self._path = path
+        self._due = 0.0
 
-    @property
-    def failures(self) -> list[Outcome]:
-        return [outcome for outcome in self.outcomes if outcome.ok is False]
+    def changed(self) -> None:
+        """Write it, unless that was done just now.
 
-    @property
-    def ok(self) -> bool:
-        """Nothing that was checked is wrong, and something was checked."""
-        checked = any(outcome.ok for outcome in self.outcomes)
-        return checked and not self.failures and not self._wrong_rows()
-
-    def _wrong_rows(self) -> list[benchmark.Row]:
-        rows = self.results.wrong if self.results is not None else []
-        return [row for row in rows if row.provider.startswith("cute_fa-")]
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "ok": self.ok,
-            "bundle": self.bundle,
-            "device": self.device,
-            "seconds": self.seconds,
-            "left_out": self.left_out,
-            "checks": [asdict(outcome) for outcome in self.outcomes],
-            "benchmark": None if self.results is None else self.results.as_dict(),
-            "tuning": [asdict(choice) for choice in self.choices],
-            "tuned_table": self.tuned,
-        }
-
-    def text(self) -> Iterator[str]:
-        """What a person reads, line by line."""
-        yield f"{self.device.get('name', self.device.get('arch'))}: {self.bundle['path']}"
-        for section in dict.fromkeys(outcome.section for outcome in self.outcomes):
-            found = [outcome for outcome in self.outcomes if outcome.section == section]
-            passed = sum(outcome.ok is True for outcome in found)
-            failed = sum(outcome.ok is False for outcome in found)
-            line = f"{section}: {passed} passed, {failed} FAILED, "
-            line += f"{len(found) - passed - failed} could not be checked"
-            if self.left_out.get(section):
-                line += f", {self.left_out[section]} not reached in time"
-            yield line
-        for outcome in self.failures:
-            yield f"FAILED {outcome.section}: {outcome.name}\n  {outcome.detail}"
-        for row in self._wrong_rows():
-            yield f"FAILED benchmark: {row.provider} on {row.shape}: {row.reason}"
-        if self.results is not None:
-            header, rows = summary(self.results)
-            yield "  ".join(header)
-            for cells in rows:
-                yield "  ".join(str(cell) for cell in cells)
-        for choice in self.choices:
-            yield f"tuned {choice.label}: {choice.kernel}, {choice.speedup:.3f} × the default"
-        yield "PASSED" if self.ok else "FAILED"
+        Raises:
+            OSError: it cannot be written.
+        """
+        now = time.monotonic()
+        if self._path is not None and now >= self._due:
+            self._report.write(self._path)
+            self._due = now + WRITE_EVERY
 
 
 def run(
     bundle: LoadedBundle,
     place: Place,
-    timer: Timer,
+    settings: Settings,
     *,
     minutes: float = DEFAULT_MINUTES,
-    tuning: bool = False,
-    tiny: bool = False,
-    bench_shapes: Sequence[Shape] | None = None,
-    competitors: Sequence[providers.Provider] = providers.COMPETITORS,
-    say: Callable[[str], None] = lambda line: None,
+    output: Path | None = None,
+    watch: type[Watch] = Watch,
 ) -> Report:
-    """Check, time and, if asked for, tune.
+    """Check, time and, if asked for, tune; the report is whole whatever becomes of it.
 
     Args:
-        tiny: small problems and few repeats, for the simulator.
-        bench_shapes: what is timed; None for the papers' shapes, in order of interest.
+        minutes: to use; as many again for tuning.
+        output: the JSON document, kept up to date from the beginning.
+
+    Raises:
+        OSError: the output cannot be written.
     """
-    document = bundle.document
-    report = Report(
-        bundle={
-            "path": str(bundle.folder),
-            "digest": document["digest"],
-            "toolchain": document["toolchain"],
-            "presets": document["presets"],
-            "archs": list(bundle.archs),
-        },
-        device={"arch": place.target.arch, **_device(place)},
-    )
-    kernels = runnable(bundle, place)
-    repeats = 3 if tiny else 50
-    sections: dict[str, Callable[[Deadline], None]] = {
-        "agreement": lambda deadline: report.outcomes.extend(
-            agreement.compare(bundle, place, deadline)
-        ),
-        "correctness": lambda deadline: report.outcomes.extend(
-            [
-                *correctness.check_kernels(kernels, place, deadline, tiny=tiny),
-                *correctness.uncheckable(kernels),
-            ]
-        ),
-        "repeats": lambda deadline: report.outcomes.extend(
-            correctness.check_repeats(kernels, place, deadline, times=repeats, tiny=tiny)
-        ),
-        "benchmark": lambda deadline: _benchmark(
-            report, bundle, place, timer, deadline, bench_shapes, competitors
-        ),
-    }
-    budget = 60.0 * minutes
-    end = time.monotonic() + budget
-    for number, (name, _) in enumerate(_SHARES):
-        rest = sum(share for _, share in _SHARES[number:])
-        share = _SHARES[number][1] / rest
-        started = time.monotonic()
-        deadline = Deadline(share * max(0.0, end - started))
-        say(f"{name} …")
-        sections[name](deadline)
-        report.left_out[name] = report.left_out.get(name, 0) + deadline.left_out
-        report.seconds[name] = time.monotonic() - started
-    if tuning:
-        started = time.monotonic()
-        deadline = Deadline(budget)
-        report.choices = tune.tune(bundle, place, timer, deadline, progress=say)
-        report.left_out["tuning"] = deadline.left_out
-        if report.choices:
-            report.tuned = str(tune.write_table(bundle, report.choices, report.device))
-        report.seconds["tuning"] = time.monotonic() - started
+    report = report_on(bundle, {"arch": place.target.arch})
+    file = Output(report, output)
+    file.changed()
+    seconds = 60.0 * minutes
+    job = Job(bundle.folder, place, settings, History(), seconds, seconds)
+    try:
+        watch(job, report, changed=file.changed, say=_say).run()
+    except KeyboardInterrupt:
+        _say("interrupted")
+    if report.choices:
+        path = bundle.folder / TUNED
+        try:
+            write_in_one_step(path, table(report.choices, report.device))
+            report.tuned = str(path)
+        except OSError as error:
+            report.tuned = f"not written: {error}"
+    if output is not None:
+        report.write(output)
     return report
 
 
-def _device(place: Place) -> dict[str, Any]:
-    if place.device == "cpu":
-        return {"name": f"simulated {place.target.arch}"}
-    return gpu_state.device_document()
-
-
-def _benchmark(
-    report: Report,
-    bundle: LoadedBundle,
-    place: Place,
-    timer: Timer,
-    deadline: Deadline,
-    wanted: Sequence[Shape] | None,
-    competitors: Sequence[providers.Provider],
-) -> None:
-    arch = place.target.arch if place.backend == "sim" else None
-    ours = [providers.Ours(name, bundle, place.backend, arch) for name in providers.OURS]
-    todo = benchmark_shapes() if wanted is None else list(wanted)
-    results = benchmark.run(
-        todo,
-        [*ours, *competitors],
-        timer,
-        device=place.device,
-        policy=BENCH_POLICY,
-        state=gpu_state.snapshot if place.device != "cpu" else dict,
-        matmul_size=benchmark.MATMUL_SIZE if place.device != "cpu" else 64,
-        more_time=deadline.has_time,
-    )
-    results.device.update(report.device)
-    report.results = results
-    report.left_out["benchmark"] = len(todo) - len(results.states)
-
-
-def benchmark_shapes() -> list[Shape]:
-    """The benchmark's shapes, what is looked at first in front: a run may be out of time."""
-    papers = shapes.paper_shapes()
-    order = {"bfloat16": 0, "float16": 1, "float8_e4m3fn": 2}
-    papers.sort(key=lambda s: (order[s.padded.dtype], s.padded.head_dim != 128))
-    half = [shape for shape in papers if shape.padded.dtype != "float8_e4m3fn"]
-    rest = [shape for shape in papers if shape.padded.dtype == "float8_e4m3fn"]
-    return [*half, *shapes.gqa_shapes(), *shapes.varlen_shapes(), *rest]
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -217,11 +98,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "3 no GPU.",
     )
     parser.add_argument("bundle", type=Path, help="a directory that cute-fa aot wrote")
-    parser.add_argument("-o", "--output", type=Path, help="write the JSON document here")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="write the JSON document here, again and again"
+    )
     parser.add_argument("--json", action="store_true", help="print it instead of a summary")
     parser.add_argument("--tune", action="store_true", help="let candidates compete, keep winners")
     parser.add_argument(
-        "--minutes", type=float, default=DEFAULT_MINUTES, help="time to use, tuning left aside"
+        "--minutes",
+        type=float,
+        default=DEFAULT_MINUTES,
+        help="time to use, and as much again for --tune (default 7.5)",
     )
     args = parser.parse_args(argv)
     try:
@@ -234,29 +120,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CuteFAError as error:
         print(f"gpu_check: {error}", file=sys.stderr)
         return NO_GPU if isinstance(error, MissingToolError) else USAGE
-    report = run(
-        bundle,
-        Place("cuda", target),
-        CudaTimer(),
-        minutes=args.minutes,
-        tuning=args.tune,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    return finish(report, args.output, as_json=args.json)
+    signal.signal(signal.SIGTERM, _interrupt)
+    place, settings = Place("cuda", target), Settings(tuning=args.tune)
+    try:
+        report = run(bundle, place, settings, minutes=args.minutes, output=args.output)
+    except OSError as error:
+        print(f"gpu_check: the output cannot be written: {error}", file=sys.stderr)
+        return USAGE
+    return show(report, as_json=args.json)
 
 
-def finish(report: Report, output: Path | None, *, as_json: bool) -> int:
-    """Write and print a report; the exit code."""
-    document = json.dumps(report.as_dict(), indent=1, default=str)
-    if output is not None:
-        try:
-            output.write_text(document + "\n")
-        except OSError as error:
-            print(f"gpu_check: the output cannot be written: {error}", file=sys.stderr)
-            return USAGE
+def show(report: Report, *, as_json: bool) -> int:
+    """Print a report; the exit code."""
     if as_json:
-        print(document)
+        print(report.as_json())
     else:
         for line in report.text():
             print(line)
     return PASSED if report.ok else FAILED
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

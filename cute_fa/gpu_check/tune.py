@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from cute_fa.bench import shapes
-from cute_fa.bench.inputs import make
-from cute_fa.bench.providers import Ours, first_call
+from cute_fa.bench.inputs import BenchInputs, make
+from cute_fa.bench.providers import Ours, first_call, in_words
 from cute_fa.bench.shapes import Shape
 from cute_fa.bench.timing import Action, Policy, Timer, Timing, measure
 from cute_fa.bench.verify import verify
-from cute_fa.build.bundle import TUNED, Bundle, BundleKernel
-from cute_fa.gpu_check.outcome import Deadline
+from cute_fa.build.bundle import Bundle, BundleKernel
 from cute_fa.gpu_check.place import OneKernel, Place, runnable
 from cute_fa.problem import KernelVariant
 
@@ -73,31 +69,10 @@ class Choice:
     trials: tuple[Trial, ...]
 
 
-def tune(
-    bundle: Bundle,
-    place: Place,
-    timer: Timer,
-    deadline: Deadline,
-    *,
-    policy: Policy = TUNE_POLICY,
-    shapes_of: Callable[[KernelVariant], Sequence[Shape]] | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> list[Choice]:
-    """Let the candidates of every variant compete."""
-    fields = competitions(bundle, place)
-    choices = []
-    for label, kernels in deadline.while_time(fields.items()):
-        if progress is not None:
-            progress(f"{label}: {len(kernels)} candidates")
-        problems = (shapes_of or tuning_shapes)(kernels[0].variant)
-        choices.append(choose(label, try_out(kernels, problems, place, timer, policy)))
-    return choices
-
-
 def competitions(bundle: Bundle, place: Place) -> dict[str, list[BundleKernel]]:
     """Kernels by label, where there is more than one; dense ones, the default first."""
     found: dict[str, list[BundleKernel]] = {}
-    for kernel in runnable(bundle, place, role=None):
+    for kernel in runnable(bundle, place):
         if not kernel.variant.is_varlen:
             found.setdefault(kernel.label, []).append(kernel)
     return {
@@ -118,16 +93,18 @@ def try_out(
     problems: Iterable[Shape],
     place: Place,
     timer: Timer,
-    policy: Policy,
+    policy: Policy = TUNE_POLICY,
+    *,
+    about_to_call: Callable[[str | None], None] = lambda kernel: None,
 ) -> list[Trial]:
-    """Check and time kernels that serve the same problems, in turn on each shape."""
+    """Check and time kernels that serve the same problems, in turn on each shape.
+
+    Args:
+        about_to_call: is told whose first call on a shape comes next; None when all are timed.
+    """
+    arch = place.target.arch if place.backend == "sim" else None
     providers = {
-        kernel.name: Ours(
-            kernel.generation,
-            OneKernel(kernel),
-            place.backend,
-            kernel.arch if place.backend == "sim" else None,
-        )
+        kernel.name: Ours(kernel.generation, OneKernel(kernel), place.backend, arch)
         for kernel in kernels
     }
     medians: dict[str, dict[str, float]] = {kernel.name: {} for kernel in kernels}
@@ -136,23 +113,40 @@ def try_out(
         inputs = make(shape, place.device)
         actions: dict[str, Action] = {}
         for name, provider in providers.items():
-            tried = first_call(provider, shape, inputs)
-            if isinstance(tried, str):
-                refused.setdefault(name, tried)
+            if name in refused:
                 continue
-            call, out = tried
-            verdict = verify(out, inputs, shape)
-            if verdict.ok:
-                actions[name] = call
+            about_to_call(name)
+            tried = _first_call(provider, shape, inputs)
+            if isinstance(tried, str):
+                refused[name] = tried
             else:
-                refused.setdefault(name, f"wrong on {shape.name}: {verdict.why}")
-        timings: dict[str, Timing] = measure(actions, timer, policy)
+                actions[name] = tried
+        about_to_call(None)
+        timings: dict[str, Timing] = measure(
+            actions,
+            timer,
+            policy,
+            failed=lambda name, error: refused.update({name: in_words(error)}),
+        )
         for name, timing in timings.items():
             medians[name][shape.name] = timing.median
     return [
         Trial(k.name, k.role, _numbers(k.config), medians[k.name], refused.get(k.name, ""))
         for k in kernels
     ]
+
+
+def _first_call(provider: Ours, shape: Shape, inputs: BenchInputs) -> Action | str:
+    """What is to be timed, or why not."""
+    try:
+        tried = first_call(provider, shape, inputs)
+        if isinstance(tried, str):
+            return tried
+        call, out = tried
+        verdict = verify(out, inputs, shape)
+    except Exception as error:
+        return in_words(error)
+    return call if verdict.ok else f"wrong on {shape.name}: {verdict.why}"
 
 
 def choose(label: str, trials: Sequence[Trial]) -> Choice:
@@ -169,15 +163,10 @@ def choose(label: str, trials: Sequence[Trial]) -> Choice:
     return Choice(label, best.kernel, default.score / best.score if usable else 1.0, tuple(trials))
 
 
-def write_table(bundle: Bundle, choices: Sequence[Choice], device: Mapping[str, Any]) -> Path:
-    """Write the winners where ``load_bundle`` finds them, in one step."""
+def table(choices: Sequence[Choice], device: Mapping[str, Any]) -> str:
+    """What ``tuned.json`` of a bundle holds."""
     document = {"device": dict(device), "choices": [asdict(choice) for choice in choices]}
-    handle, scratch = tempfile.mkstemp(dir=bundle.folder, prefix=f".{TUNED}-")
-    with os.fdopen(handle, "w") as file:
-        json.dump(document, file, indent=1)
-    path = bundle.folder / TUNED
-    os.replace(scratch, path)
-    return path
+    return json.dumps(document, indent=1)
 
 
 def _numbers(config: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from cute_fa.testing.inputs import (
     normal_inputs,
     one_hot_inputs,
     place,
+    quantized_inputs,
 )
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     "normal_inputs",
     "one_hot_inputs",
     "place",
+    "quantized_inputs",
     "random_problems",
 ]

@@ -2,27 +2,28 @@
 
 Golden is the dense fp64 reference on the same (already rounded) inputs. The yardstick is the error
 that the same computation makes in eager PyTorch at the input precision; of FP8 inputs, that the
-FP8 reference makes, with descales of 1. A kernel passes if its
-error is at most twice that, plus one rounding of the output, both as elementwise maximum and as
-RMS, and both absolutely and relative to each row's own size: under a causal mask the first rows are
-large and would hide what happens to the last ones.
+FP8 reference makes. A kernel passes if its error is at most twice that, plus one rounding of the
+output, both as elementwise maximum and as RMS, and both absolutely and relative to each row's own
+size: under a causal mask the first rows are large and would hide what happens to the last ones.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cute_fa.errors import InvalidArgumentError
 from cute_fa.problem import AttentionProblem, out_dtype
+from cute_fa.quant import BLOCK_ROWS, dequantize
 from cute_fa.reference import fp8
 from cute_fa.reference.dense import attention, attention_low_precision
 from cute_fa.testing.cases import call_arguments
 from cute_fa.varlen import VarlenProblem
+
+Descales = tuple[Tensor, Tensor, Tensor]
 
 BUDGET = 2.0
 # The LSE is fp32, made of exponentials and a logarithm that hardware gets right to about 2**-22 and
@@ -114,6 +115,7 @@ def check_attention(
     v: Tensor,
     problem: AttentionProblem | VarlenProblem,
     *,
+    descales: Descales | None = None,
     exp2_error: float = 0.0,
     repro: str = "",
 ) -> ErrorReport:
@@ -125,6 +127,7 @@ def check_attention(
         lse: (B, Hq, Sq) or (Hq, Tq), natural logarithm; or None to leave it unchecked.
         q, k, v: the inputs that were used.
         problem: masking, softcap and scale; its shapes and dtype must be those of q, k, v.
+        descales: of q, k and v in FP8, fp32 (B, Hk) or (B, Hk, blocks); None for 1.
         exp2_error: relative error of a kernel's exponentials where it is more than a few fp32
             roundings: the LSE may be off by as much. O gets no more for it.
         repro: what the report prints on failure.
@@ -141,9 +144,9 @@ def check_attention(
         return ErrorReport(inf, inf, inf, inf, inf, (), problems, repro=repro)
 
     if isinstance(problem, VarlenProblem):
-        wanted, softcap = _packed_expectation(q, k, v, problem), problem.padded.softcap
+        wanted, softcap = _packed_expectation(q, k, v, problem, descales), problem.padded.softcap
     else:
-        wanted, softcap = _expectation(q, k, v, problem), problem.softcap
+        wanted, softcap = _expectation(q, k, v, problem, descales), problem.softcap
     gold, size = wanted.gold, wanted.size
     error = _error(out, gold)
     # Where eager PyTorch overflows (scores beyond fp16) it is no yardstick: its error counts as 0.
@@ -234,25 +237,38 @@ class _Expectation:
     bound: Tensor
 
 
-def _expectation(q: Tensor, k: Tensor, v: Tensor, problem: AttentionProblem) -> _Expectation:
+def _expectation(
+    q: Tensor, k: Tensor, v: Tensor, problem: AttentionProblem, descales: Descales | None
+) -> _Expectation:
     options = call_arguments(problem)
-    size = attention(q.double(), k.double(), v.double().abs(), **options)[0]
-    return _Expectation(
-        *attention(q.double(), k.double(), v.double(), **options),
-        *_yardstick(q, k, v, **options),
-        size,
-        _rounding_bound(q, k, v, problem, size),
-    )
-
-
-def _yardstick(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     if q.dtype.itemsize == 1:
-        one = torch.ones(k.shape[0], k.shape[2], device=k.device)
-        return fp8.forward(q, k, v, one, one, one, **options)
-    return attention_low_precision(q, k, v, **options)
+        descales = descales or _ones(k)
+        rows = _block_rows(descales)
+        of_q, of_k, of_v = (x.to(q.device) for x in descales)
+        yardstick = fp8.forward(q, k, v, of_q, of_k, of_v, block_rows=rows, **options)
+        mQ = dequantize(q, of_q, block_rows=rows).double()
+        mK = dequantize(k, of_k, block_rows=rows).double()
+        mV = dequantize(v, of_v, block_rows=rows).double()
+    else:
+        yardstick = attention_low_precision(q, k, v, **options)
+        mQ, mK, mV = q.double(), k.double(), v.double()
+    size = attention(mQ, mK, mV.abs(), **options)[0]
+    bound = _rounding_bound(mQ, mK, mV, problem, size, torch.finfo(q.dtype))
+    return _Expectation(*attention(mQ, mK, mV, **options), *yardstick, size, bound)
 
 
-def _packed_expectation(q: Tensor, k: Tensor, v: Tensor, problem: VarlenProblem) -> _Expectation:
+def _ones(k: Tensor) -> Descales:
+    one = torch.ones(k.shape[0], k.shape[2])
+    return one, one, one
+
+
+def _block_rows(descales: Descales) -> int | None:
+    return BLOCK_ROWS if descales[0].ndim == 3 else None
+
+
+def _packed_expectation(
+    q: Tensor, k: Tensor, v: Tensor, problem: VarlenProblem, descales: Descales | None
+) -> _Expectation:
     """Each sequence's, packed; where rows do not count, exactly 0 and -inf."""
     packing = problem.require_packing()
     out = q.new_zeros(*q.shape[:2], v.shape[2], dtype=torch.float64)
@@ -260,9 +276,11 @@ def _packed_expectation(q: Tensor, k: Tensor, v: Tensor, problem: VarlenProblem)
     smallest = torch.full_like(out, torch.finfo(torch.float64).tiny)
     packed = _Expectation(out, lse, out.to(_out_dtype(q)), lse.float(), out.clone(), smallest)
     sequences = zip(packing.rows_q, packing.rows_k, problem.sequences(), strict=True)
-    for rows_q, rows_k, sequence in sequences:
+    for number, (rows_q, rows_k, sequence) in enumerate(sequences):
         of_q, of_k = slice(rows_q.start, rows_q.stop), slice(rows_k.start, rows_k.stop)
-        own = _expectation(q[None, of_q], k[None, of_k], v[None, of_k], sequence)
+        one = slice(number, number + 1)
+        of_one = descales and (descales[0][one], descales[1][one], descales[2][one])
+        own = _expectation(q[None, of_q], k[None, of_k], v[None, of_k], sequence, of_one)
         for name in ("gold", "torch_out", "size", "bound"):
             getattr(packed, name)[of_q] = getattr(own, name)[0]
         for name in ("gold_lse", "torch_lse"):
@@ -362,20 +380,25 @@ def _lse_measure(lse: Tensor, torch_lse: Tensor, gold_lse: Tensor, more: float) 
 
 
 def _rounding_bound(
-    q: Tensor, k: Tensor, v: Tensor, problem: AttentionProblem, size: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    problem: AttentionProblem,
+    size: Tensor,
+    precision: torch.finfo,
 ) -> Tensor:
     """(B, Sq, Hq, Dv): what one rounding each of P and O, and fp32 scores, can amount to.
 
     |ΔO| ≤ Σ_j P (2u + ΔS) |V| with u half a spacing at 1 and ΔS a few fp32 roundings of Σ|q||k|;
     half a smallest subnormal per element of P, and of O, on top.
     """
-    unit = torch.finfo(q.dtype).eps / 2
+    unit = precision.eps / 2
     group = problem.heads_q // problem.heads_k
-    k_heads = k.double().abs().repeat_interleave(group, dim=2)
-    scores = torch.einsum("bihd,bjhd->bihj", q.double().abs(), k_heads) * abs(problem.scale)
+    k_heads = k.abs().repeat_interleave(group, dim=2)
+    scores = torch.einsum("bihd,bjhd->bihj", q.abs(), k_heads) * abs(problem.scale)
     largest = scores.amax(dim=-1, keepdim=True) if problem.seqlen_k else scores.sum(-1, True)
-    smallest = torch.finfo(q.dtype).smallest_normal * torch.finfo(q.dtype).eps
-    v_max = _max(v.double().abs())
+    smallest = precision.smallest_normal * precision.eps
+    v_max = _max(v.abs())
     flush = 0.5 * smallest * (problem.seqlen_k * v_max + 1.0)
     return size * (2.5 * unit + 16 * 2.0**-24 * (1.0 + largest)) + flush
 

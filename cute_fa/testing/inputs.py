@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cute_fa import quant
 from cute_fa.errors import InvalidArgumentError, UnsupportedError
 from cute_fa.problem import AttentionProblem, out_dtype
 from cute_fa.varlen import VarlenProblem
@@ -172,6 +174,35 @@ def one_hot_inputs(problem: Problem, *, seed: int = 0) -> Inputs:
     q = normal_inputs(problem, seed=seed).q
     _, k_shape, v_shape = _shapes(problem)
     return Inputs(q, _unit_rows(k_shape, q.dtype), _unit_rows(v_shape, q.dtype))
+
+
+def quantized_inputs(
+    problem: Problem, *, seed: int = 0, by_block: bool = False
+) -> quant.QuantizedQKV:
+    """Normal values in FP8 with their descales; heads and blocks of rows are of several sizes, so
+    that no descale can stand in for another.
+
+    Args:
+        by_block: a descale for every ``quant.BLOCK_ROWS`` rows, not one for all of a head's.
+    """
+    how: dict[str, Any] = {
+        "block_rows": quant.BLOCK_ROWS if by_block else None,
+        "is_rotated": False,
+    }
+    if isinstance(problem, VarlenProblem):
+        wide = replace(problem, padded=replace(problem.padded, dtype="bfloat16"))
+        q, k, v, _ = normal_inputs(wide, seed=seed)
+        q, k, v = (_uneven(x[None])[0] for x in (q, k, v))
+        return quant.quantize_varlen_qkv(q, k, v, **length_arguments(problem), **how)
+    q, k, v, _ = normal_inputs(replace(problem, dtype="bfloat16"), seed=seed)
+    return quant.quantize_qkv(_uneven(q), _uneven(k), _uneven(v), **how)
+
+
+def _uneven(x: Tensor) -> Tensor:
+    """x (B, S, H, D) times 1 … 5, by block of rows and by head."""
+    blocks = torch.arange(x.shape[1])[:, None] // quant.BLOCK_ROWS
+    sizes = 1.0 + (blocks + torch.arange(x.shape[2])) % 5
+    return x.float() * sizes[..., None]
 
 
 def index_coded_inputs(problem: Problem, *, seed: int = 0) -> Inputs:

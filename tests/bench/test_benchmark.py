@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend
 
 import cute_fa
 from cute_fa.bench import benchmark, gpu_state, providers, report
@@ -20,7 +20,7 @@ from cute_fa.bench.providers import Ours, Sdpa, first_call
 from cute_fa.bench.shapes import Shape
 from cute_fa.bench.timing import Policy, Timing
 from cute_fa.bench.verify import ROWS, parts, verify
-from cute_fa.errors import InvalidArgumentError, MissingToolError
+from cute_fa.errors import InvalidArgumentError, MissingToolError, UnsupportedError
 from cute_fa.problem import AttentionProblem
 from cute_fa.reference.dense import attention
 from cute_fa.varlen import Packing, VarlenProblem
@@ -61,6 +61,7 @@ class Reference:
 
     name: str = "reference"
     spoil: int | None = None
+    refusals: type[Exception] = UnsupportedError
 
     def why_not(self, shape: Shape) -> str | None:
         return None
@@ -150,13 +151,13 @@ def test_fp8_has_a_budget_of_its_own() -> None:
 def test_sdpa_computes_what_we_mean(causal: bool) -> None:
     shape = dense(causal=causal, heads_q=4)
     inputs = make(shape, "cpu")
-    tried = first_call(Sdpa("sdpa-math", SDPBackend.MATH), shape, inputs)
+    tried = first_call(Sdpa("sdpa-math", "MATH"), shape, inputs)
     assert not isinstance(tried, str)
     assert verify(tried[1], inputs, shape).ok
 
 
 def test_what_a_provider_refuses_is_said_in_words() -> None:
-    flash = Sdpa("sdpa-flash", SDPBackend.CUDNN_ATTENTION)
+    flash = Sdpa("sdpa-flash", "CUDNN_ATTENTION")
     shape = dense()
     reason = first_call(flash, shape, make(shape, "cpu"))
     assert isinstance(reason, str) and reason.startswith("RuntimeError")
@@ -210,7 +211,7 @@ def test_a_run(tmp_path: Path) -> None:
             Ours("fa2", cute_fa, backend="sim", arch="sm_80"),
             Reference(),
             Reference("broken", spoil=0),
-            Sdpa("sdpa-flash", SDPBackend.FLASH_ATTENTION),
+            Sdpa("sdpa-flash", "FLASH_ATTENTION"),
         ],
         Clock(),
         device="cpu",
@@ -254,19 +255,68 @@ def test_a_run(tmp_path: Path) -> None:
     assert rows[0][3] == "WRONG" and rows[1][4] == "-" and rows[0][-1] == "1.00"
 
 
-def test_time_that_runs_out_ends_the_run() -> None:
-    left = iter([True, False])
-    results = benchmark.run(
-        [dense(), dense(causal=True)],
-        [Reference()],
+@dataclass(frozen=True)
+class Faulty(Reference):
+    """Raises at its ``fails_at``-th call."""
+
+    fails_at: int = 1
+
+    def bind(self, shape: Shape, inputs: BenchInputs) -> providers.Call:
+        right, calls = super().bind(shape, inputs), itertools.count(1)
+
+        def call() -> torch.Tensor:
+            if next(calls) == self.fails_at:
+                raise RuntimeError("CUDA error: misaligned address\nSearch for it")
+            return right()
+
+        return call
+
+
+def test_who_fails_fails_alone() -> None:
+    asked: list[str | None] = []
+    rows, state = benchmark.run_shape(
+        dense(),
+        [
+            Faulty("at once"),
+            Faulty("later", fails_at=3),
+            Faulty("in its own way", refusals=Exception),
+            Reference("hung before"),
+            Reference(),
+        ],
         Clock(),
+        POLICY,
         device="cpu",
-        policy=POLICY,
-        state=dict,
-        matmul_size=8,
-        more_time=lambda: next(left),
+        state=lambda: {"sm_mhz": 1980},
+        about_to_call=lambda who: asked.append(who and who.name),
+        refused=lambda who: "it hung" if who.name == "hung before" else None,
     )
-    assert [row.causal for row in results.rows] == [False]
+    assert asked == ["at once", "later", "in its own way", "reference", None]
+    found = {row.provider: (row.served, row.ok, row.seconds is not None) for row in rows}
+    assert found == {
+        "at once": (True, False, False),
+        "later": (True, False, False),
+        "in its own way": (False, None, False),
+        "hung before": (True, False, False),
+        "reference": (True, True, True),
+    }
+    reasons = {row.provider: row.reason for row in rows}
+    assert reasons["at once"] == "RuntimeError: CUDA error: misaligned address"
+    assert reasons["later"].startswith("while it was timed: RuntimeError: CUDA error")
+    assert state == {"shape": dense().name, "sm_mhz": 1980}
+    [line] = report.summary(Results(rows))[1]
+    assert line[1:4] == ["FAILED", "FAILED", "FAILED"]
+
+
+def test_inputs_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(shape: Shape, device: str) -> BenchInputs:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+    monkeypatch.setattr(benchmark, "make", no_memory)
+    rows, _ = benchmark.run_shape(
+        dense(), [Reference()], Clock(), POLICY, device="cuda", state=dict
+    )
+    assert [(row.served, row.ok) for row in rows] == [(False, None)]
+    assert "out of memory" in rows[0].reason
 
 
 def row(provider: str, seqlen: int, seconds: float | None) -> Row:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from cute_fa.bench.timing import HostTimer, Policy, Timing, measure, percentile
+from cute_fa.bench.timing import CudaTimer, HostTimer, Policy, Timing, measure, percentile
 
 
 class Script:
@@ -81,3 +82,62 @@ def test_the_host_clock_times_a_call() -> None:
     done: list[int] = []
     assert HostTimer().sample(lambda: done.append(1), flush=True) >= 0.0
     assert done == [1]
+
+
+def test_who_fails_is_left_out_of_the_turns() -> None:
+    calls = {"a": 0, "b": 0, "c": 0}
+
+    def action(name: str, fails_at: int = 0):
+        def call() -> str:
+            calls[name] += 1
+            if calls[name] == fails_at:
+                raise ZeroDivisionError(name)
+            return name
+
+        return call
+
+    told: dict[str, Exception] = {}
+    found = measure(
+        {"a": action("a"), "b": action("b", fails_at=3), "c": action("c", fails_at=1)},
+        Script(),
+        Policy(warmup=1, rounds=4, rest=0.0),
+        failed=told.__setitem__,
+    )
+    assert {name: timing.count for name, timing in found.items()} == {"a": 4}
+    assert {name: str(error) for name, error in told.items()} == {"b": "b", "c": "c"}
+    assert calls == {"a": 5, "b": 3, "c": 1}
+
+
+def test_a_gpu_is_busy_when_its_call_is_enqueued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait, flush, start, call, stop: in this order on the stream, and the host waits at the end
+    only."""
+    done: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.name = "start" if not hasattr(Event, "first") else "stop"
+            Event.first = True
+
+        def record(self) -> None:
+            done.append(self.name)
+
+        def synchronize(self) -> None:
+            done.append(f"wait for {self.name}")
+
+        def elapsed_time(self, other: Event) -> float:
+            assert (self.name, other.name) == ("start", "stop")
+            return 2.5
+
+    class Scratch:
+        def zero_(self) -> None:
+            done.append("flush")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: done.append("lead"))
+    monkeypatch.setattr(torch, "empty", lambda size, dtype, device: Scratch())
+    timer = CudaTimer()
+    assert timer.sample(lambda: done.append("call"), flush=True) == 2.5e-3
+    assert done == ["lead", "flush", "start", "call", "stop", "wait for stop"]
+    done.clear()
+    timer.sample(lambda: done.append("call"), flush=False)
+    assert "flush" not in done

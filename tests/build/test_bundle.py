@@ -263,16 +263,20 @@ def test_tuned_choices_are_taken(write: Callable[..., Bundle]) -> None:
     default, _, candidate = Bundle(folder).kernels
     assert Bundle(folder).kernel("tiny", "sm_80", D64).role == "default"
     choice = {"label": candidate.label, "kernel": candidate.name}
-    (folder / bundle.TUNED).write_text(json.dumps({"choices": [choice]}))
+    (folder / bundle.TUNED).write_text(
+        json.dumps({"device": {"name": "a GPU"}, "choices": [choice]})
+    )
     tuned = Bundle(folder)
     assert (Bundle(folder).notes(), default.config.factor) == (
-        ["default kernels replaced by tuned.json: 1"],
+        ["default kernels replaced by tuned.json, which was tuned on a GPU: 1"],
         2.0,
     )
     assert tuned.kernel("tiny", "sm_80", D64).name == candidate.name != default.name
     assert tuned.kernel("tiny", "sm_80", D128).role == "default"
     choice["kernel"] = "no-such-kernel"
-    (folder / bundle.TUNED).write_text(json.dumps({"choices": [choice]}))
+    (folder / bundle.TUNED).write_text(
+        json.dumps({"device": {"name": "a GPU"}, "choices": [choice]})
+    )
     with pytest.raises(BundleError, match=r"tuned kernels(.|\n)*no-such-kernel"):
         Bundle(folder)
 

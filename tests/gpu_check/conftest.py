@@ -1,7 +1,8 @@
-"""One small bundle with recorded results of the simulator, for all tests of this folder."""
+"""Two small bundles with recorded results of the simulator, for all tests of this folder."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,17 +21,20 @@ WISHES = (
     presets.Wish(CAUSAL, ("fa2",), {"tile_n": 32}),
     presets.Wish(PACKED, ("fa2",)),
 )
+FP8 = KernelVariant("float8_e4m3fn", 64, 64)
+FP8_WISHES = (
+    presets.Wish(FP8, ("fa3",)),
+    presets.Wish(KernelVariant("float8_e4m3fn", 64, 64, has_block_descales=True), ("fa3",)),
+)
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("bundles") / "few"
-    table = {"few": presets.Preset("tests", lambda: iter(WISHES))}
+def write(output: Path, wishes: Sequence[presets.Wish], arch: str) -> Path:
+    table = {"few": presets.Preset("tests", lambda: iter(wishes))}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(presets, "PRESETS", table)
         aot.write_bundle(
             output,
-            archs=["sm_80"],
+            archs=[arch],
             presets=["few"],
             with_runtime=False,
             jobs=1,
@@ -39,9 +43,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("bundles") / "few", WISHES, "sm_80")
+
+
 @pytest.fixture
 def bundle(folder: Path) -> LoadedBundle:
     return load_bundle(folder)
+
+
+@pytest.fixture(scope="session")
+def fp8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("bundles") / "fp8", FP8_WISHES, "sm_90a")
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +12,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from cute_fa.bench.shapes import Shape
-from cute_fa.bench.timing import Timing
-from cute_fa.build import bundle as bundles
 from cute_fa.build import manifest
-from cute_fa.build.bundle import Bundle, BundleKernel
+from cute_fa.build.bundle import TUNED, Bundle, BundleKernel
 from cute_fa.errors import CompileError
-from cute_fa.gpu_check import agreement, correctness, run, tune
-from cute_fa.gpu_check.grid import GridCase, grid
-from cute_fa.gpu_check.outcome import Deadline, Outcome
-from cute_fa.gpu_check.place import OneKernel, Place, runnable
+from cute_fa.gpu_check import agreement, correctness, run
+from cute_fa.gpu_check.events import Begins, History
+from cute_fa.gpu_check.grid import GridInputs
+from cute_fa.gpu_check.outcome import Check, Deadline, Outcome
+from cute_fa.gpu_check.place import OneKernel, Place, runnable, serving
+from cute_fa.gpu_check.report import Report
+from cute_fa.gpu_check.sections import DeviceLostError, Run, Settings, benchmark_shapes
 from cute_fa.ops.bundle import LoadedBundle, load_bundle
-from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import get_target
 from cute_fa.testing.cases import Case
-from cute_fa.testing.inputs import Inputs
+from tests.gpu_check.processes import SHAPE, Clock
 
 TOOL = Path(__file__).parents[2] / "tools" / "gpu_check.py"
-SHAPE = Shape("papers", AttentionProblem(1, 32, 32, 2, 2, 64, 64, "bfloat16", causal=True))
-
-
-class Clock:
-    """A timer that runs the call and says that it took 1 ms."""
-
-    def sample(self, action, *, flush: bool) -> float:
-        action()
-        return 1e-3
+TINY = Settings(tiny=True, shapes=(SHAPE,), competitors=(), timer=Clock)
 
 
 def test_everything_on_the_simulator(
     bundle: LoadedBundle, simulator: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = run.run(
-        bundle,
-        simulator,
-        Clock(),
-        minutes=30,
-        tiny=True,
-        bench_shapes=[SHAPE],
-        competitors=(),
-    )
+    """In a process of its own, as on a GPU."""
+    output = tmp_path / "report.json"
+    report = run.run(bundle, simulator, TINY, minutes=30, output=output)
     assert [outcome.detail for outcome in report.outcomes if not outcome.ok] == []
     found = dict.fromkeys(("agreement", "correctness", "repeats"), 0)
     for outcome in report.outcomes:
@@ -61,34 +44,122 @@ def test_everything_on_the_simulator(
     # Two default kernels; normal and index inputs are recorded, four kinds are checked.
     assert found == {"agreement": 4, "correctness": 8, "repeats": 2}
     assert report.left_out == {"agreement": 0, "correctness": 0, "repeats": 0, "benchmark": 0}
-    assert report.results is not None
     timed = {row.provider: row for row in report.results.rows}
     assert timed["cute_fa-fa2"].ok and timed["cute_fa-fa2"].seconds is not None
     assert not timed["cute_fa-fa3"].served
+    assert "bfloat16" in report.results.matmul
 
-    output = tmp_path / "report.json"
-    assert run.finish(report, output, as_json=False) == run.PASSED
-    assert capsys.readouterr().out.splitlines()[-1] == "PASSED"
+    assert run.show(report, as_json=False) == run.PASSED
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == "PASSED"
+    assert printed.err.splitlines() == [f"{name} …" for name in (*found, "benchmark")]
     document = json.loads(output.read_text())
-    assert document["ok"] and document["device"]["arch"] == "sm_80"
+    assert document["ok"] and document["complete"] and document["device"]["arch"] == "sm_80"
     assert document["benchmark"]["rows"][1]["provider"] == "cute_fa-fa2"
-    assert run.finish(report, tmp_path / "no" / "folder.json", as_json=True) == run.USAGE
+    assert document["benchmark"]["device"]["name"] == "simulated sm_80"
 
 
-def test_a_failure_is_reported(bundle: LoadedBundle, capsys: pytest.CaptureFixture[str]) -> None:
-    report = run.Report({"path": "b"}, {"arch": "sm_80"})
+def test_tuning_writes_a_table_that_is_used(
+    folder: Path, simulator: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The candidate is said to be twice as fast; from then on it is what runs, and is checked."""
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    bundle = load_bundle(copy)
+    [candidate] = [kernel for kernel in bundle.kernels if kernel.role == "candidate"]
+    assert candidate not in serving(bundle, simulator)
+
+    class InProcess:
+        """Runs a job here, where its clock can tell who is called."""
+
+        def __init__(self, job, report, *, changed, say) -> None:
+            self.job, self.report, self.begun = job, report, []
+
+        def run(self) -> None:
+            def tell(event: Any) -> None:
+                if isinstance(event, Begins):
+                    self.begun.append(event.kernel)
+                self.report.take(event)
+
+            done = frozenset({"agreement", "correctness", "repeats", "benchmark"})
+            Run(
+                load_bundle(self.job.folder), simulator, self.job.settings, History(done), tell
+            ).all(600, 600)
+            assert candidate.name in self.begun and self.begun[-1] is None
+            self.report.is_complete = True
+
+    def measure(actions, timer, policy, failed):
+        from cute_fa.bench.timing import Timing
+
+        seconds = {name: 1e-3 if name == candidate.name else 2e-3 for name in actions}
+        return {name: Timing.of([value]) for name, value in seconds.items()}
+
+    monkeypatch.setattr("cute_fa.gpu_check.tune.measure", measure)
+    settings = Settings(tuning=True, tuning_shapes=(SHAPE,), timer=Clock)
+    report = run.run(bundle, simulator, settings, watch=InProcess)
+    [choice] = report.choices
+    assert (choice.label, choice.kernel, choice.speedup) == (candidate.label, candidate.name, 2.0)
+    assert {trial.config["tile_n"] for trial in choice.trials} == {32, 64}
+    assert report.tuned == str(copy / TUNED)
+
+    tuned = load_bundle(copy)
+    assert tuned.kernel("fa2", "sm_80", candidate.variant).name == candidate.name
+    assert candidate.name in [kernel.name for kernel in serving(tuned, simulator)]
+    [note] = [note for note in tuned.notes() if TUNED in note]
+    assert "simulated sm_80" in note
+    manifest.check_files(copy, bundle.document)
+    # What runs is the candidate, and it is right.
+    q = torch.randn(1, 40, 2, 64).bfloat16()
+    out = tuned.flash_attn_func(q, q, q, causal=True, generation="fa2", arch="sm_80")
+    again = OneKernel(tuned.kernel("fa2", "sm_80", candidate.variant)).flash_attn_func(
+        q, q, q, causal=True, generation="fa2", arch="sm_80"
+    )
+    assert torch.equal(out, again)
+
+
+def test_a_table_that_cannot_be_written(
+    bundle: LoadedBundle, simulator: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The report is not lost with it."""
+
+    class Chosen:
+        def __init__(self, job, report, *, changed, say) -> None:
+            report.choices.append(object())
+
+        def run(self) -> None: ...
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "write_in_one_step", full)
+    monkeypatch.setattr(run, "table", lambda choices, device: "")
+    report = run.run(bundle, simulator, TINY, watch=Chosen)
+    assert report.tuned is not None and "No space left" in report.tuned
+
+
+def test_a_failure_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report({"path": "b"}, {"arch": "sm_80"}, is_complete=True)
     assert not report.ok, "nothing was checked"
     report.outcomes = [Outcome("repeats", "fine", True)]
     assert report.ok
     report.outcomes += [
         Outcome("repeats", "fa2 causal", False, "3 of 50 runs differ from the first"),
-        Outcome("repeats", "fp8", None, "no inputs"),
+        Outcome("repeats", "fp8", None, "no inputs", {"max_err": float("inf")}),
     ]
     report.left_out = {"repeats": 4}
-    assert run.finish(report, None, as_json=False) == run.FAILED
+    assert run.show(report, as_json=False) == run.FAILED
     text = capsys.readouterr().out
     assert "repeats: 1 passed, 1 FAILED, 1 could not be checked, 4 not reached in time" in text
     assert "FAILED repeats: fa2 causal\n  3 of 50 runs differ" in text
+    assert run.show(report, as_json=True) == run.FAILED
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    document = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert document["checks"][2]["figures"]["max_err"] == "inf"
 
 
 def test_without_a_gpu_it_says_so(
@@ -105,6 +176,18 @@ def test_without_a_gpu_it_says_so(
     assert "this is not a bundle" in capsys.readouterr().err
 
 
+def test_an_output_that_cannot_be_written_is_said_at_once(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(LoadedBundle, "check_gpu", lambda self: get_target("sm_80"))
+    monkeypatch.setattr(run, "Watch", None)  # nothing is begun
+    assert run.main([str(folder), "-o", str(tmp_path / "no" / "report.json")]) == run.USAGE
+    assert "the output cannot be written" in capsys.readouterr().err
+
+
 # --- what a wrong kernel looks like
 
 
@@ -114,7 +197,7 @@ class Broken(OneKernel):
     calls = 0
     spoil_from = 0
 
-    def run(self, place: Place, case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def run(self, place: Place, case: Case, inputs: GridInputs) -> tuple[Tensor, Tensor]:
         out, lse = super().run(place, case, inputs)
         type(self).calls += 1
         if type(self).calls > self.spoil_from:
@@ -133,16 +216,14 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> type[Broken]:
 def test_a_wrong_element_is_found(
     bundle: LoadedBundle, simulator: Place, broken: type[Broken]
 ) -> None:
-    kernel = bundle.kernels[0]
-    outcomes = {
-        case.kind: correctness.check_one(kernel, simulator, case)
-        for case in grid(kernel.variant, tiny=True)
-        if case.kind in ("normal", "index")
-    }
-    assert [outcome.ok for outcome in outcomes.values()] == [False, False]
-    assert "WRONG" in outcomes["normal"].detail
-    assert outcomes["index"].detail.startswith("1 of 4224 elements differ")
-    found = list(agreement.compare(bundle, simulator, Deadline(60)))
+    kinds = {"normal": "WRONG", "index": "1 of 4224 elements differ"}
+    for check in correctness.checks([bundle.kernels[0]], simulator, tiny=True):
+        wanted = kinds.pop(check.name.rpartition(", ")[2], None)
+        if wanted is not None:
+            outcome = check.outcome()
+            assert outcome.ok is False and wanted in outcome.detail
+    assert not kinds
+    found = [check.outcome() for check in agreement.checks(bundle, simulator)]
     assert found and all(outcome.ok is False for outcome in found)
 
 
@@ -150,8 +231,8 @@ def test_a_run_that_differs_is_found(
     bundle: LoadedBundle, simulator: Place, broken: type[Broken]
 ) -> None:
     broken.spoil_from = 2
-    [case] = [case for case in grid(bundle.kernels[0].variant, tiny=True) if case.kind == "normal"]
-    outcome = correctness.repeat(bundle.kernels[0], simulator, case, times=4)
+    [check] = correctness.repeats([bundle.kernels[0]], simulator, times=4, tiny=True)
+    outcome = check.outcome()
     assert outcome.ok is False and outcome.detail == "2 of 4 runs differ from the first"
 
 
@@ -162,18 +243,73 @@ def test_a_kernel_that_fails_is_an_outcome(
         raise CompileError("it does not load")
 
     monkeypatch.setattr(BundleKernel, "host", fail)
-    kernel = bundle.kernels[0]
-    case = next(iter(grid(kernel.variant, tiny=True)))
-    assert "it does not load" in correctness.check_one(kernel, simulator, case).detail
-    assert correctness.repeat(kernel, simulator, case, 2).ok is False
-    assert {o.ok for o in agreement.compare(bundle, simulator, Deadline(60))} == {False}
+    report = Report({}, {})
+    Run(bundle, simulator, TINY, History(), report.take).all(600, 0)
+    checked = [outcome for outcome in report.outcomes if outcome.section != "benchmark"]
+    assert len(checked) == 14 and {outcome.ok for outcome in checked} == {False}
+    assert all("it does not load" in outcome.detail for outcome in checked)
+    # What fails is a failure of the benchmark too, not a refusal.
+    [row] = [row for row in report.results.wrong if row.provider == "cute_fa-fa2"]
+    assert row.reason == "it does not load"
+
+
+def test_a_device_that_is_lost_ends_the_process(
+    bundle: LoadedBundle, simulator: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was begun last is to blame; nothing that follows is."""
+
+    def fail(self: BundleKernel, backend: str) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(BundleKernel, "host", fail)
+    monkeypatch.setattr(Place, "complaint", lambda self: "CUDA error: everything is refused")
+    told: list[Any] = []
+    with pytest.raises(DeviceLostError, match="illegal memory access"):
+        Run(bundle, simulator, TINY, History(), told.append).all(600, 0)
+    assert isinstance(told[-1], Begins) and told[-1].kernel == bundle.kernels[0].name
+
+    done = frozenset({"agreement", "correctness", "repeats"})
+    monkeypatch.setattr(Place, "complaint", lambda self: None)
+    losses = iter([None, None, "CUDA error: everything is refused"])
+    monkeypatch.setattr(Place, "complaint", lambda self: next(losses))
+    told.clear()
+    with pytest.raises(DeviceLostError, match="everything is refused"):
+        Run(bundle, simulator, TINY, History(done), told.append).all(600, 0)
+    assert isinstance(told[-1], Begins) and told[-1].call == ("cute_fa-fa1", SHAPE.problem.variant)
+
+
+def test_what_is_done_or_broken_is_not_done_again(bundle: LoadedBundle, simulator: Place) -> None:
+    [default, _, packed] = sorted(
+        bundle.kernels, key=lambda kernel: (kernel.variant.is_varlen, kernel.role != "default")
+    )
+    first = correctness.checks([packed], simulator, tiny=True)[0]
+    history = History(
+        sections=frozenset({"agreement", "repeats"}),
+        done=frozenset({("correctness", first.name)}),
+        broken={default.name: "it hung"},
+        refused={("cute_fa-fa1", SHAPE.problem.variant): "it hung too"},
+    )
+    told: list[Any] = []
+    report = Report({}, {})
+
+    def tell(event: Any) -> None:
+        told.append(event)
+        report.take(event)
+
+    Run(bundle, simulator, TINY, history, tell).all(600, 0)
+    begun = {event.kernel for event in told if isinstance(event, Begins) and event.kernel}
+    assert begun == {packed.name}
+    assert first.name not in {outcome.name for outcome in report.outcomes}
+    assert [row.provider for row in report.results.wrong] == ["cute_fa-fa1"]
+    [ours] = [row for row in report.results.rows if row.provider == "cute_fa-fa2"]
+    assert not ours.served and "no kernel for the problem" in ours.reason
 
 
 def test_inputs_that_cannot_be_made_again(
     bundle: LoadedBundle, simulator: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agreement, "_digest", lambda inputs: "another")
-    outcomes = list(agreement.compare(bundle, simulator, Deadline(60)))
+    outcomes = [check.outcome() for check in agreement.checks(bundle, simulator)]
     assert len(outcomes) == 4 and {outcome.ok for outcome in outcomes} == {None}
 
 
@@ -191,37 +327,40 @@ def test_agreement_has_a_tolerance() -> None:
     assert agreement._lse_error(higher, minus_inf) == pytest.approx(0.01, rel=1e-4)
 
 
-# --- grid
+def test_fp8_kernels_are_checked_with_their_descales(fp8_folder: Path) -> None:
+    bundle, place = load_bundle(fp8_folder), Place("cpu", get_target("sm_90a"))
+    checks: list[Check] = correctness.checks(bundle.kernels, place, tiny=True)
+    kinds = {check.name.rpartition(", ")[2] for check in checks}
+    assert kinds == {"normal", "one hot", "index", "extreme", "quantized"}
+    outcomes = [check.outcome() for check in checks]
+    assert [outcome.detail for outcome in outcomes if not outcome.ok] == []
+    recorded = [check.outcome() for check in agreement.checks(bundle, place)]
+    assert [outcome.ok for outcome in recorded] == [True, True]
 
 
-@pytest.mark.parametrize("tiny", [False, True])
-@pytest.mark.parametrize(
-    "variant",
-    [
-        KernelVariant("bfloat16", 64, 64),
-        KernelVariant("float16", 128, 64, causal=True, has_window_left=True),
-        KernelVariant("float16", 64, 64, has_window_left=True, has_window_right=True),
-        KernelVariant("bfloat16", 64, 64, has_softcap=True, packed_group=4),
-        KernelVariant("bfloat16", 64, 64, is_varlen=True, has_seqused_q=True),
-        KernelVariant("bfloat16", 64, 64, is_varlen=True, causal=True, has_seqused_k=True),
-    ],
-    ids=str,
-)
-def test_the_grid_is_of_the_variant(variant: KernelVariant, tiny: bool) -> None:
-    cases: list[GridCase] = list(grid(variant, tiny=tiny))
-    assert {case.kind for case in cases} >= {"normal", "one hot", "extreme"}
-    assert len({case.name for case in cases}) == len(cases)
-    for case in cases:
-        assert replace(case.case.problem.variant, packed_group=variant.packed_group) == variant
-        assert (case.inputs().expected is not None) == case.exact
+def test_a_kernel_that_takes_the_wrong_descales_is_found(
+    fp8_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the first block for all blocks."""
 
+    class FirstBlock(OneKernel):
+        def run(self, place: Place, case: Case, inputs: GridInputs) -> tuple[Tensor, Tensor]:
+            of_k = inputs.descales.k
+            assert of_k is not None
+            same = of_k[..., :1].expand(of_k.shape)
+            return super().run(
+                place, case, inputs._replace(descales=inputs.descales._replace(k=same))
+            )
 
-def test_what_has_no_inputs_is_not_taken_for_checked(bundle: LoadedBundle) -> None:
-    fp8 = KernelVariant("float8_e4m3fn", 64, 64)
-    assert {case.kind for case in grid(fp8, tiny=True)} == {"normal", "one hot", "index", "extreme"}
-    kernel = replace(bundle.kernels[0], variant=replace(fp8, has_block_descales=True))
-    [outcome] = correctness.uncheckable([kernel, bundle.kernels[0]])
-    assert outcome.ok is None and "float8_e4m3fn" in outcome.detail
+    monkeypatch.setattr(correctness, "OneKernel", FirstBlock)
+    bundle, place = load_bundle(fp8_folder), Place("cpu", get_target("sm_90a"))
+    [kernel] = [kernel for kernel in bundle.kernels if kernel.variant.has_block_descales]
+    [check] = [
+        check
+        for check in correctness.checks([kernel], place, tiny=True)
+        if check.name.endswith("quantized")
+    ]
+    assert check.outcome().ok is False
 
 
 def test_time_that_runs_out_is_told() -> None:
@@ -231,75 +370,24 @@ def test_time_that_runs_out_is_told() -> None:
     assert deadline.left_out == 2
 
 
+def test_what_there_is_no_time_for_is_counted(bundle: LoadedBundle, simulator: Place) -> None:
+    report = Report({}, {})
+    Run(bundle, simulator, TINY, History(), report.take).all(0, 0)
+    assert report.outcomes == [] and report.results.rows == []
+    assert report.left_out == {"agreement": 4, "correctness": 8, "repeats": 2, "benchmark": 1}
+
+
 def test_what_runs_where(bundle: LoadedBundle) -> None:
-    for arch, count in (("sm_80", 2), ("sm_86", 2), ("sm_90a", 0)):
+    for arch, count in (("sm_80", 3), ("sm_86", 3), ("sm_90a", 0)):
         assert len(runnable(bundle, Place("cpu", get_target(arch)))) == count
-    everything = runnable(bundle, Place("cpu", get_target("sm_80")), role=None)
-    assert [kernel.role for kernel in everything].count("candidate") == 1
+    assert len(serving(bundle, Place("cpu", get_target("sm_80")))) == 2
 
 
-# --- tuning
-
-
-def test_tuning_writes_a_table_that_is_used(
-    folder: Path, simulator: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    bundle = load_bundle(copy)
-    [label] = tune.competitions(bundle, simulator)
-    [default, candidate] = tune.competitions(bundle, simulator)[label]
-    assert (default.role, candidate.role) == ("default", "candidate")
-
-    def measure(actions, timer, policy):
-        """The candidate is twice as fast."""
-        for action in actions.values():
-            timer.sample(action, flush=policy.flush)
-        seconds = {name: 1e-3 if name == candidate.name else 2e-3 for name in actions}
-        return {name: Timing.of([value]) for name, value in seconds.items()}
-
-    monkeypatch.setattr(tune, "measure", measure)
-    choices = tune.tune(
-        bundle,
-        simulator,
-        Clock(),
-        Deadline(600),
-        policy=tune.Policy(warmup=0, rounds=1),
-        shapes_of=lambda variant: [SHAPE],
-    )
-    [choice] = choices
-    assert (choice.label, choice.kernel, choice.speedup) == (label, candidate.name, 2.0)
-    assert {trial.config["tile_n"] for trial in choice.trials} == {32, 64}
-    path = tune.write_table(bundle, choices, {"name": "a GPU"})
-    assert path.name == bundles.TUNED
-    assert load_bundle(copy).kernel("fa2", "sm_80", candidate.variant).name == candidate.name
-    manifest.check_files(copy, bundle.document)
-
-
-def trial(kernel: str, role: str, *seconds: float, refused: str = "") -> tune.Trial:
-    medians = {str(number): value for number, value in enumerate(seconds)}
-    return tune.Trial(kernel, role, {}, medians, refused)
-
-
-@pytest.mark.parametrize(
-    ("trials", "winner", "speedup"),
-    [
-        ([trial("d", "default", 2.0, 2.0), trial("c", "candidate", 1.0, 2.0)], "c", 2**0.5),
-        ([trial("d", "default", 1.0), trial("c", "candidate", 0.995)], "d", 1.0),
-        ([trial("d", "default", 2.0), trial("c", "candidate", 1.0, refused="wrong")], "d", 1.0),
-        ([trial("d", "default", refused="no"), trial("c", "candidate", 1.0)], "c", 1.0),
-        ([trial("d", "default", refused="no"), trial("c", "candidate", refused="no")], "d", 1.0),
-    ],
-)
-def test_the_winner(trials: list[tune.Trial], winner: str, speedup: float) -> None:
-    choice = tune.choose("label", trials)
-    assert choice.kernel == winner and choice.speedup == pytest.approx(speedup)
-
-
-def test_tuning_shapes_are_the_variants() -> None:
-    found = tune.tuning_shapes(KernelVariant("float16", 128, 128, causal=True))
-    assert [shape.padded.seqlen_q for shape in found] == [1024, 4096, 16384]
-    assert {shape.padded.variant for shape in found} == {KernelVariant("float16", 128, 128, True)}
+def test_the_most_interesting_shapes_come_first() -> None:
+    found = [shape.padded for shape in benchmark_shapes()]
+    assert [p.dtype for p in found[:24:12]] == ["bfloat16", "float8_e4m3fn"]
+    assert {p.head_dim for p in found[:36]} == {128}
+    assert len({shape.name for shape in benchmark_shapes()}) == len(found)
 
 
 def test_a_recorded_bundle_is_whole(folder: Path) -> None:

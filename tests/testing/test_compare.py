@@ -9,6 +9,8 @@ import torch
 
 from cute_fa.errors import InvalidArgumentError
 from cute_fa.problem import AttentionProblem
+from cute_fa.quant import BLOCK_ROWS
+from cute_fa.reference import fp8
 from cute_fa.reference.dense import attention, attention_low_precision
 from cute_fa.testing import (
     NAMED_CASES,
@@ -18,8 +20,10 @@ from cute_fa.testing import (
     extreme_inputs,
     make_inputs,
     normal_inputs,
+    quantized_inputs,
     random_problems,
 )
+from cute_fa.varlen import Packing, VarlenProblem
 
 CASE = NAMED_CASES["causal"]
 
@@ -152,3 +156,26 @@ def test_bitwise_equality_names_the_first_difference():
         assert_bitwise_equal(other, x)
     with pytest.raises(AssertionError, match="float16"):
         assert_bitwise_equal(x.half(), x)
+
+
+@pytest.mark.parametrize("by_block", [False, True], ids=["per head", "per block"])
+@pytest.mark.parametrize("is_packed", [False, True], ids=["dense", "packed"])
+def test_fp8_with_descales(by_block: bool, is_packed: bool) -> None:
+    """The FP8 reference is within its own budget; with another head's or block's descale it is
+    not."""
+    dense = AttentionProblem(1, 70, 150, 2, 1, 32, 32, "float8_e4m3fn", causal=True)
+    problem = dense
+    if is_packed:
+        problem = VarlenProblem.of(dense, Packing.of_lengths((40, 0, 30), (140, 7, 10)))
+    q, k, v, *descales = quantized_inputs(problem, seed=3, by_block=by_block)
+    how = {"block_rows": BLOCK_ROWS if by_block else None, "causal": True}
+    if is_packed:
+        packing = problem.require_packing()
+        out, lse = fp8.varlen_forward(q, k, v, *descales, packing=packing, **how)
+    else:
+        out, lse = fp8.forward(q, k, v, *descales, **how)
+    assert check_attention(out, lse, q, k, v, problem, descales=tuple(descales)).ok
+    other = [x.clone() for x in descales]
+    other[1].view(-1)[0] *= 1.25
+    assert not check_attention(out, lse, q, k, v, problem, descales=tuple(other)).ok
+    assert not check_attention(out, lse, q, k, v, problem).ok
