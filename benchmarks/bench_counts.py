@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from environment import environment
 
 from cute_fa.bench.counts import count, table
 from cute_fa.bench.model import model_forward
@@ -34,21 +32,6 @@ def problem(head_dim: int, *, causal: bool, heads: int = 2) -> AttentionProblem:
     """Long enough that the first and last blocks weigh little; whole tiles for every rung."""
     rows, keys = (1408, 1408) if causal else (256, 1408)
     return AttentionProblem(1, rows, keys, heads, heads, head_dim, head_dim, "bfloat16", causal)
-
-
-def environment() -> dict[str, str]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).resolve().parent,
-    ).stdout.strip()
-    packages = ("nvidia-cutlass-dsl", "torch", "numpy")
-    return {
-        "commit": commit or "unknown",
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
 
 
 def main() -> int:

@@ -9,9 +9,7 @@ kernel and generates its code. Nothing here is a test: machines differ; quote th
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,12 +17,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from environment import environment, write
 
 import cute_fa
 from cute_fa import sim
@@ -224,23 +222,6 @@ def call_overhead(repeat: int) -> float:
     return statistics.median(samples[1:])
 
 
-def environment() -> dict[str, str]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).resolve().parent,
-    ).stdout.strip()
-    packages = ("nvidia-cutlass-dsl", "torch", "numpy")
-    return {
-        "commit": commit or "unknown",
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": str(len(os.sched_getaffinity(0))),
-        **{name: version(name) for name in packages},
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -257,13 +238,7 @@ def main() -> int:
         "large": bench_large(max(1, options.repeat // 2)),
         "host": bench_host(max(1, options.repeat // 2)),
     }
-    text = json.dumps(results, indent=2)
-    print(text)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        partial = options.output.with_suffix(".partial")
-        partial.write_text(text + "\n")
-        partial.replace(options.output)
+    write(results, options.output)
     return 0
 
 
