@@ -69,8 +69,9 @@ class Descales:
     """The descales of a launch; all None where inputs have 16 bits.
 
     Attributes:
-        q, k, v: (B, Hk, blocks) fp32, positive.
-        is_by_block: whether every ``DESCALE_ROWS`` rows have their own; else there is one block.
+        q, k, v: (B, Hk, blocks) fp32, positive; B counts packed sequences too.
+        is_by_block: whether every ``DESCALE_ROWS`` rows of a sequence, from its first on, have
+            their own; else there is one block.
     """
 
     q: cute.Tensor | None = None

@@ -15,10 +15,9 @@ import torch
 from cute_fa import sim
 from cute_fa.build import compile
 from cute_fa.errors import InvalidArgumentError
-from cute_fa.fa4.config import POLYNOMIAL_PAIRS, Fa4FwdConfig, pick_fwd
+from cute_fa.fa4.config import Fa4FwdConfig, pick_fwd
 from cute_fa.problem import KernelVariant
 from cute_fa.quant import BLOCK_ROWS
-from cute_fa.reference import fa4 as reference
 from cute_fa.target import KIB, TARGETS
 from tests.rungs import fp8
 from tests.rungs.fp8 import quantized
@@ -26,10 +25,7 @@ from tests.rungs.fp8 import quantized
 BLACKWELL = TARGETS["sm_100a"]
 VARIANT = KernelVariant("float8_e4m3fn", 128, 128)
 
-exp2 = partial(
-    reference.exp2_of_block, cubic=reference.is_cubic(128, POLYNOMIAL_PAIRS[BLACKWELL.arch])
-)
-check = partial(fp8.check, generation="fa4", exp2=exp2)
+check = partial(fp8.check, generation="fa4")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +12,23 @@ from torch import Tensor
 
 import cute_fa
 from cute_fa import quant, sim
+from cute_fa.fa4.config import POLYNOMIAL_PAIRS
 from cute_fa.ops import last_launches
-from cute_fa.ops.checks import Options, check_call
+from cute_fa.ops.checks import Call, Options, check_call
 from cute_fa.ops.descales import Descales
 from cute_fa.ops.launch import kernel_of
+from cute_fa.ops.varlen_checks import Lengths, check_varlen_call
 from cute_fa.quant import BLOCK_ROWS, QuantizedQKV
-from cute_fa.reference import dense, fp8
+from cute_fa.reference import dense, fa4, fp8
+from cute_fa.testing.cases import mask_arguments
+from cute_fa.testing.inputs import length_arguments
+from cute_fa.varlen import VarlenProblem
 
+# rung → how it computes exponentials, as ``fp8.forward`` takes it
+EXP2: dict[str, Callable[[Tensor], Tensor]] = {
+    "fa3": torch.exp2,
+    "fa4": partial(fa4.exp2_of_block, cubic=fa4.is_cubic(128, POLYNOMIAL_PAIRS["sm_100a"])),
+}
 MASKS: dict[str, dict[str, Any]] = {
     "full": {},
     "causal": {"causal": True},
@@ -48,10 +59,12 @@ def quantized(
 
 
 def attention(inputs: QuantizedQKV, **options: Any) -> tuple[Tensor, Tensor]:
-    """(out, lse) by the kernel, which must cause no hazard."""
+    """(out, lse) by the kernel, which must cause no hazard; with lengths, of packed sequences."""
     q, k, v, *descales = inputs
     named = dict(zip(("q_descale", "k_descale", "v_descale"), descales, strict=True))
-    out, lse = cute_fa.flash_attn_func(q, k, v, return_lse=True, **named, **options)
+    is_packed = "cu_seqlens_q" in options
+    function = cute_fa.flash_attn_varlen_func if is_packed else cute_fa.flash_attn_func
+    out, lse = function(q, k, v, return_lse=True, **named, **options)
     assert all(launch.hazards == [] for launch in last_launches()) and last_launches()
     return out, lse
 
@@ -60,23 +73,46 @@ def check(
     inputs: QuantizedQKV,
     *,
     generation: str,
-    exp2: Callable[[Tensor], Tensor] = torch.exp2,
     pack_gqa: bool | None = None,
     **mask: Any,
 ) -> None:
     """The kernel against the same arithmetic in PyTorch, where P rounds alike but for the last bits
-    of its exponentials.
-
-    Args:
-        exp2: how the rung computes exponentials, as ``fp8.forward`` takes it.
-    """
-    out, lse = attention(inputs, generation=generation, pack_gqa=pack_gqa, **mask)
+    of its exponentials."""
+    got = attention(inputs, generation=generation, pack_gqa=pack_gqa, **mask)
     options = Options(generation=generation, pack_gqa=pack_gqa, **mask)
     call = check_call(*inputs[:3], options, descales=Descales(*inputs[3:]))
-    how: dict[str, Any] = {"exp2": exp2, "tile_n": kernel_of(call).config.tile_n}
-    if call.has_block_descales:
-        how["block_rows"] = BLOCK_ROWS
-    expected, expected_lse = fp8.forward(*inputs, **how, **mask)
+    _assert_agree(got, fp8.forward(*inputs, **_arithmetic(call), **mask))
+
+
+def check_packed(
+    problem: VarlenProblem,
+    inputs: QuantizedQKV,
+    *,
+    generation: str,
+    pack_gqa: bool | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As ``check``, of packed sequences; (out, lse)."""
+    mask, lengths = mask_arguments(problem), length_arguments(problem)
+    how: dict[str, Any] = {"generation": generation, "pack_gqa": pack_gqa, **mask}
+    got = attention(inputs, **lengths, **how)
+    descales = Descales(*inputs[3:])
+    call = check_varlen_call(*inputs[:3], Lengths(**lengths), Options(**how), descales=descales)
+    packing = problem.require_packing()
+    _assert_agree(got, fp8.varlen_forward(*inputs, packing=packing, **_arithmetic(call), **mask))
+    return got
+
+
+def _arithmetic(call: Call) -> dict[str, Any]:
+    """What the reference has to know of the kernel that serves a call."""
+    return {
+        "exp2": EXP2[call.generation],
+        "tile_n": kernel_of(call).config.tile_n,
+        "block_rows": BLOCK_ROWS if call.has_block_descales else None,
+    }
+
+
+def _assert_agree(got: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> None:
+    (out, lse), (expected, expected_lse) = got, wanted
     assert out.dtype == torch.bfloat16
     error, size = (x.double().square().mean().sqrt() for x in (out - expected, expected))
     assert error <= 2.0**-10 * size

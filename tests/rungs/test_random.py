@@ -1,8 +1,8 @@
 """Random problems for asynchronous kernels, under every way that copies and products may complete.
 
-Six seeds of each of seven kernels, which between them have both dtypes, every kind of mask, packed
-sequences, packed heads and both schedules: 42 problems, 126 runs on each rung, no hazard. One to
-four SMs let persistent CTAs go through several tiles.
+Six seeds of each of nine kernels, which between them have all dtypes, every kind of mask, packed
+sequences, packed heads, descales of heads and of blocks, and both schedules: 54 problems, 162 runs
+on each rung, no hazard. One to four SMs let persistent CTAs go through several tiles.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cute_fa.problem import AttentionProblem
-from cute_fa.testing.inputs import normal_inputs
+from cute_fa.testing.inputs import normal_inputs, quantized_inputs
 from cute_fa.varlen import Packing, VarlenProblem
 from tests.rungs.bench import Bench
 
@@ -36,6 +36,8 @@ KERNELS: dict[str, tuple[AttentionProblem, bool, bool, int]] = {
     "varlen": (_base(64, "bfloat16", softcap=20.0), True, False, 1),
     "varlen used": (_base(64, "float16", causal=True), True, True, 1),
     "varlen packed heads": (_base(72, "float16", window_left=25), True, True, 8),
+    "varlen fp8 packed heads": (_base(64, "float8_e4m3fn", causal=True), True, True, 2),
+    "varlen fp8 blocks": (_base(96, "float8_e4m3fn", window_right=30), True, False, 1),
 }
 
 
@@ -80,7 +82,10 @@ def test_random_problem(rung, name, seed):
     """Right by the error budget when all completes as late as it may, and the same bits whether it
     does at once or at random."""
     problem, sms, changes = _draw(name, seed, RUNGS[rung.generation])
-    inputs = normal_inputs(problem, seed=seed)
+    if "fp8" in name:
+        inputs = quantized_inputs(problem, seed=seed, by_block="blocks" in name)
+    else:
+        inputs = normal_inputs(problem, seed=seed)
     how = {"sms": sms, **changes}
     rung.check(problem, inputs, completion="late", seed=seed, **how)
     results = []
