@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from cute_fa.sim.shadow import SharedShadow
     from cute_fa.sim.wave import BlockContext, Wave
 
+OVERWRITE_RULE = "unfenced-async-overwrite"
+
 CHUNK = 16  # bytes: what engines move is made of these
 
 
@@ -57,6 +59,7 @@ class AsyncShadow(Subsystem):
         self.wave = wave
         self.row_bytes = wave.smem.shape[1]
         self.reading: list[tuple[int, Area]] = []
+        self.wants_read_fences = wave.options.checks_rule(OVERWRITE_RULE)
 
     @property
     def shadow(self) -> SharedShadow:
@@ -101,6 +104,12 @@ class AsyncShadow(Subsystem):
         late = (earlier >= seen) & (earlier != 0)
         if late.any():
             self._report_readers(ctx, issuer, area, earlier, late)
+        if self.wants_read_fences:
+            unfenced = (earlier >= fenced) & (earlier != 0) & ~late
+            for agent in np.flatnonzero(unfenced):
+                text = "no fence.proxy.async between the threads' read and the async proxy's write"
+                stamp = int(earlier[agent]) + int(agent)
+                self._report(ctx, OVERWRITE_RULE, text, issuer, area, stamp, "read")
         shadow._writes[area.granules] = IN_FLIGHT + int(clocks.agent[issuer.first, issuer.slot])
 
     def finish_write(self, area: Area, row: int, slot: int, instr: Instr) -> tuple[int, np.uint32]:

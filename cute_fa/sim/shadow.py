@@ -38,6 +38,7 @@ RULES = (
     "write-while-copy-in-flight",
     "overwrite-while-reading",
     "missing-proxy-fence",
+    "unfenced-async-overwrite",
 )
 
 Mask = np.ndarray | None

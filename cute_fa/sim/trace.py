@@ -141,16 +141,23 @@ class Trace:
         blocks = {block for wave in self.waves for block, _ in wave.runs}
         return frozenset(instr.index for block in blocks for instr in self.program.body_of(block))
 
-    def shared_addresses(self) -> dict[int, dict[str, tuple[int, ...]]]:
+    def shared_addresses(
+        self, warps: Container[int] | None = None
+    ) -> dict[int, dict[str, tuple[int, ...]]]:
         """Where instructions went in shared memory: by instruction, then "barrier" or "tile".
 
         Offsets within the CTA's shared memory, sorted. Only instructions with events have any.
+
+        Args:
+            warps: whose events count; None for every warp's.
         """
         found: dict[int, dict[str, set[int]]] = {}
         for wave in self.waves:
             for (_, index), of_warps in wave.events.items():
                 places = found.setdefault(index, {})
-                for events in of_warps.values():
+                for (_, warp), events in of_warps.items():
+                    if warps is not None and warp not in warps:
+                        continue
                     for event in events:
                         if event.barrier is not None:
                             places.setdefault("barrier", set()).add(event.barrier[1])

@@ -17,7 +17,7 @@ from cute_fa import ptx
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError
 from cute_fa.sim import isa, shared_layout
 from cute_fa.sim.counters import Counters
-from cute_fa.sim.hazards import selected_rules
+from cute_fa.sim.hazards import RULES, selected_rules
 from cute_fa.sim.isa import Mask, Ticket, WaitReason
 from cute_fa.sim.lanes import WARP_LANES, LaneSet, LaneSpace, Rect
 
@@ -107,7 +107,9 @@ class SimOptions:
 
     def checks_rule(self, rule: str) -> bool:
         """Whether hazards of this rule are looked for."""
-        return self.checks if isinstance(self.checks, bool) else rule in self.checks
+        if isinstance(self.checks, bool):
+            return self.checks and not RULES[rule].strict
+        return rule in self.checks
 
 
 def _check_count(name: str, value: object, least: int) -> None:

@@ -42,6 +42,7 @@ class Fault:
         text: the instruction as written, on one line.
         start, stop: its characters in the PTX text, semicolon included.
         replacement: what stands there instead.
+        barriers: where its mbarriers lie in shared memory, as far as a trace has shown.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Fault:
     start: int
     stop: int
     replacement: str
+    barriers: tuple[int, ...] = ()
 
     def apply(self, text: str) -> str:
         """The PTX with the fault."""
@@ -75,10 +77,12 @@ class _Statement:
     guard: str
     opcode: str
     operands: tuple[str, ...]
+    places: Mapping[str, tuple[int, ...]]
 
     def fault(self, kind: str, replacement: str) -> Fault:
-        instr = self.instr
-        return Fault(kind, instr.line, instr.index, instr.text, self.start, self.stop, replacement)
+        instr, barriers = self.instr, self.places.get("barrier", ())
+        place = self.start, self.stop
+        return Fault(kind, instr.line, instr.index, instr.text, *place, replacement, barriers)
 
     def rewritten(
         self, *, opcode: str | None = None, operands: Mapping[int, str] | None = None
@@ -106,18 +110,21 @@ def faults(
     module = ptx.parse(text)
     (name,) = module.kernels if kernel is None else (kernel,)
     found: list[Fault] = []
-    rings = _rings(addresses or {})
-    for statement in _statements(text, module.kernels[name]):
+    places = addresses or {}
+    rings = _rings(places)
+    for statement in _statements(text, module.kernels[name], places):
         for build in (_left_out, _parity, _bytes):
             found += build(statement)
-        found += _stages(statement, (addresses or {}).get(statement.instr.index, {}), rings)
+        found += _stages(statement, rings)
     return found
 
 
 # --- statements -----------------------------------------------------------------------------------
 
 
-def _statements(text: str, kernel: ptx.Kernel) -> Iterator[_Statement]:
+def _statements(
+    text: str, kernel: ptx.Kernel, places: Mapping[int, Mapping[str, tuple[int, ...]]]
+) -> Iterator[_Statement]:
     """The instructions that may have faults, with their places in the text."""
     starts = [0]
     for line in text.splitlines(keepends=True):
@@ -136,8 +143,8 @@ def _statements(text: str, kernel: ptx.Kernel) -> Iterator[_Statement]:
         opcode, _, operands = body[len(prefix) :].partition(" ")
         if "\t" in opcode:
             opcode, _, operands = body[len(prefix) :].partition("\t")
-        parts = tuple(_split(operands))
-        yield _Statement(instr, match.start(), match.end(), prefix, opcode, parts)
+        parts, where = tuple(_split(operands)), places.get(instr.index, {})
+        yield _Statement(instr, match.start(), match.end(), prefix, opcode, parts, where)
 
 
 def _split(operands: str) -> Iterator[str]:
@@ -225,14 +232,13 @@ def _changed(statement: _Statement, kind: str, operand: int, change: str) -> Fau
 
 def _stages(
     statement: _Statement,
-    places: Mapping[str, tuple[int, ...]],
     rings: Mapping[str, list[frozenset[int]]],
 ) -> Iterator[Fault]:
     """The first slot that the instruction uses in place of another of its ring, and back."""
     if statement.instr.op not in ("mbarrier", "cp") or statement.instr.parts[1] == "init":
         return
     simple = [i for i, text in enumerate(statement.operands) if text[0] == "[" and "," not in text]
-    for what, used in places.items():
+    for what, used in statement.places.items():
         ring = next((ring for ring in rings[what] if used[0] in ring), None)
         if ring is None or not simple:
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cute_fa.sim.hazards import RULES
 from tests.sim.tiny import Result, run
 
 WAIT = """
@@ -77,6 +78,28 @@ def test_producer_consumer_ring_orders_both_ways(completion: str) -> None:
     got = program(body, threads=64, completion=completion, seed=3)
     assert got.rules == []
     assert got.out[32:, 0].tolist() == [600 + 4 * lane for lane in range(32)]
+
+
+@POLICIES
+def test_a_slot_that_threads_have_read_is_filled_anew_behind_a_proxy_fence(completion: str) -> None:
+    """The barrier orders them for all that is known of hardware: only the strict rule asks."""
+    copy = """
+    @%p0 mbarrier.arrive.expect_tx.shared.b64 _, [%smem], 128;
+    @%p0 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes
+        [%r13], [%in0], 128, [%smem];
+    """
+    body = init(1) + "add.u32 %r13, %smem, 128;" + copy + wait(0)
+    body += "mad.lo.u32 %r14, %tid, 4, %r13; ld.shared.u32 %r15, [%r14]; {fence}\nbar.sync 1, 32;"
+    body += copy + wait(1).replace("LAB_", "LB_").replace("DONE", "DONE_B")
+    data, every = np.zeros(32, np.uint32), frozenset(RULES)
+
+    def rules(fence: str, checks: bool | frozenset[str]) -> list[str]:
+        text = body.replace("{fence}", fence)
+        return program(text, data=data, completion=completion, checks=checks).rules
+
+    assert rules("", True) == []
+    assert rules("", every) == ["unfenced-async-overwrite"]
+    assert rules("fence.proxy.async.shared::cta;", every) == []
 
 
 def test_without_the_empty_barrier_the_slot_is_overwritten() -> None:

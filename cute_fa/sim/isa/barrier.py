@@ -215,6 +215,12 @@ class _Barrier(Decoded):
             count = max(WARP, min(count // WARP * WARP, ctx.wave.num_warps * WARP))
         key = slot, number
         use = barriers.uses.setdefault(key, Use(count, counts is not None))
+        threads = int(members.sum()) * WARP if self.aligned else int(np.count_nonzero(lanes))
+        room = use.expected - use.arrived
+        if threads > room:  # the others are the first of its next use
+            for part in self._parts(lanes, column, room):
+                self._arrive_one(ctx, number, column, part, counts, predicate)
+            return
         if use.expected != count:
             text = f"{count} threads, where the warps before gave {use.expected}"
             report_lanes(ctx, "barrier-count-mismatch", f"barrier {number}: {text}", lanes)
@@ -224,11 +230,7 @@ class _Barrier(Decoded):
         use.reduction = self.operator
         if self.aligned:
             self._require_whole_warps(ctx, number, slot, column, lanes)
-        threads = int(members.sum()) * WARP if self.aligned else int(np.count_nonzero(lanes))
         use.arrived += threads
-        if use.arrived > use.expected:
-            text = f"{use.arrived} threads at barrier {number}, which expects {use.expected}"
-            report_lanes(ctx, "barrier-overflow", text, lanes)
         self._learn(ctx, barriers.clocks, use, slot, members)
         if predicate is not None:
             use.votes += int(np.count_nonzero(predicate & lanes))
@@ -245,6 +247,15 @@ class _Barrier(Decoded):
         elif self.verb != "arrive":
             reason = WaitReason("waits at", use.expected, lambda: use.arrived, f"barrier {number}")
             use.waiting.append(ctx.park(lanes, reason, retry=self.verb == "red"))
+
+    def _parts(self, lanes: np.ndarray, column: int, room: int) -> tuple[np.ndarray, np.ndarray]:
+        """The lanes that complete a barrier with room for so many threads, and the others."""
+        mine = lanes[:, column]
+        counted = np.broadcast_to(mine.any(axis=-1, keepdims=True), mine.shape)
+        order = np.cumsum(counted if self.aligned else mine).reshape(mine.shape)
+        first = np.zeros_like(lanes)
+        first[:, column] = mine & (order <= room)
+        return first, lanes & ~first
 
     def _require_whole_warps(
         self, ctx: BlockContext, number: int, slot: int, column: int, lanes: np.ndarray

@@ -198,7 +198,7 @@ MISUSE = {
     "barrier-count-mismatch": (
         "setp.lt.u32 %p1, %warp, 1; mov.b32 %r6, 64; @%p1 mov.b32 %r6, 128; bar.sync 1, %r6;"
     ),
-    "barrier-overflow": (
+    "deadlock": (
         "setp.ne.u32 %p1, %warp, 0; @%p1 bra skip; bar.arrive 1, 96; "
         "skip: @!%p1 bra done; barrier.sync 1, 96; done:"
     ),
@@ -216,6 +216,25 @@ def test_misuse(rule):
     with pytest.raises(HazardError) as caught:
         run(MISUSE[rule], threads=128, strict=True)
     assert caught.value.hazard.rule == result.rules[0]
+
+
+@pytest.mark.parametrize("completion", ["eager", "late", "random"])
+@pytest.mark.parametrize("barrier", ["bar.sync 1, 64;", "barrier.sync 1, 64;", "bar.sync 1, 32;"])
+def test_more_threads_than_a_barrier_expects_are_of_its_next_use(barrier, completion):
+    """Four warps come; who meets whom is open, but everybody goes on."""
+    result = run(barrier + "st.global.b32 [%out], 1;", threads=128, completion=completion)
+    assert result.rules == [] and (result.out == 1).all()
+
+
+def test_threads_of_a_barriers_next_use_wait_for_it():
+    """Three of four warps are one and a half uses."""
+    result = run(
+        "setp.eq.u32 %p1, %warp, 3; @%p1 bra done; bar.sync 1, 64; st.global.b32 [%out], 1; done:",
+        threads=128,
+    )
+    assert result.rules == ["deadlock"]
+    assert "barrier 1 (32 of 64 arrived)" in str(result.launch.hazards[0])
+    assert (result.out[:64] == 1).all() and (result.out[64:] != 1).all()
 
 
 def test_a_count_larger_than_the_cta_is_reported():
