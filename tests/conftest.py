@@ -1,4 +1,4 @@
-"""The rungs of the ladder, each on the first architecture that it was written for."""
+"""The rungs of the ladder, each on the first architecture that it was written for; test order."""
 
 from __future__ import annotations
 
@@ -25,3 +25,9 @@ def fa3() -> Bench:
 @pytest.fixture(scope="session")
 def fa4() -> Bench:
     return Bench("fa4", "sm_100a")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: begun last, one of them would leave the other cores idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
