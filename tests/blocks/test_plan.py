@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 
 from cute_fa.blocks.plan import (
+    DESCALE_ROWS,
     ForwardPlan,
     TileRow,
     TmaForwardPlan,
@@ -37,6 +38,76 @@ def test_every_plan_names_its_rung(entry):
         replace(config, head_dim=60)
 
 
+@pytest.mark.parametrize("entry", KERNELS, ids=lambda entry: entry.name)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dtype": "float32"}, "float16 or bfloat16"),
+        ({"head_dim": 60}, "multiple of 8"),
+        ({"head_dim_v": 12}, "multiple of 8"),
+        ({"head_dim": 264}, "up to 256"),
+        ({"head_dim_v": 264}, "up to 256"),
+        ({"is_causal": True, "has_window_right": True}, "right window of 0"),
+    ],
+    ids=str,
+)
+def test_what_no_kernel_computes_is_refused_by_every_plan(entry, changes, words):
+    config = entry.config(VARIANT, TARGETS[entry.archs[0]], {})
+    with pytest.raises(InvalidArgumentError, match=words):
+        replace(config, **changes)
+
+
+@pytest.mark.parametrize("entry", KERNELS, ids=lambda entry: entry.name)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"has_block_descales": True}, "no descales"),
+        ({"head_dim": 512}, "up to 256|no FA1 tile"),
+        ({"packed_group": 3}, "row tiles of its own|3 query heads per K/V head"),
+    ],
+    ids=str,
+)
+def test_what_no_kernel_serves_is_refused_by_every_rung(entry, changes, words):
+    with pytest.raises(UnsupportedError, match=words):
+        entry.config(replace(VARIANT, **changes), TARGETS[entry.archs[0]], {})
+
+
+HEAD_DIM_FEATURES = {
+    "full": {},
+    "causal": {"causal": True},
+    "softcap": {"has_softcap": True},
+    "fp8": {"dtype": "float8_e4m3fn"},
+    "fp8 causal": {"dtype": "float8_e4m3fn", "causal": True},
+    "fp8 blocks": {"dtype": "float8_e4m3fn", "has_block_descales": True},
+    "fp8 causal blocks": {"dtype": "float8_e4m3fn", "causal": True, "has_block_descales": True},
+}
+
+
+@pytest.mark.parametrize("name", HEAD_DIM_FEATURES)
+@pytest.mark.parametrize("entry", KERNELS, ids=lambda entry: entry.name)
+def test_every_pair_of_head_dims_has_a_plan(entry, name):
+    """On the rung's first architecture; each config is legal, or it could not have been made."""
+    target, features = TARGETS[entry.archs[0]], HEAD_DIM_FEATURES[name]
+    config = entry.config(VARIANT, target, {})
+    if features.get("dtype", VARIANT.dtype) not in config.dtypes:
+        pytest.skip("takes 16-bit inputs only")
+    step = 16 if "dtype" in features else 8
+    for head_dim in range(step, 257, step):
+        for head_dim_v in range(step, 257, step):
+            variant = replace(VARIANT, head_dim=head_dim, head_dim_v=head_dim_v, **features)
+            config = entry.config(variant, target, {})
+            assert 0 <= config.padded_d - head_dim < 32
+            assert 0 <= config.padded_dv - head_dim_v < 32
+            assert config.smem_bytes <= config.smem_limit_bytes == target.smem_per_block_bytes
+            assert not variant.has_block_descales or DESCALE_ROWS % config.tile_n == 0
+
+
+@pytest.mark.parametrize("entry", KERNELS[1:], ids=lambda entry: entry.name)
+def test_only_fa1_keeps_its_state_in_global_memory(entry):
+    config = entry.config(VARIANT, TARGETS[entry.archs[0]], {})
+    assert config.workspace(2, 100, 4) == ()
+
+
 @dataclass(frozen=True)
 class _Fa9(ForwardPlan):
     rung: ClassVar[str] = "FA9"
@@ -52,7 +123,7 @@ class _Fa9Tma(TmaForwardPlan):
     ("plan", "changes", "words"),
     [
         (_Fa9, {"dtype": "float8_e4m3fn"}, "float16 or bfloat16"),
-        (_Fa9, {"packed_group": 4}, "packed_group 4"),
+        (_Fa9, {"packed_group": 4}, "row tiles of its own"),
         (_Fa9Tma, {"dtype": "float32"}, "float8_e4m3fn"),
         (_Fa9Tma, {"has_block_descales": True}, "no descales"),
         (_Fa9Tma, {"packed_group": 3}, "a divisor of 64"),

@@ -99,7 +99,6 @@ def test_workspace_shapes():
         ({"tile_m": 64, "tile_n": 256, "tile_dv": 32}, "64 × slice_n 64 / 32 = 128"),
         ({"tile_m": 64, "tile_dv": 64}, "64 × tile_dv 64 / 32 = 128"),
         ({"smem_limit_bytes": 48 * 1024}, "K 16384 + V 16384"),
-        ({"is_causal": True, "has_window_right": True}, "right window of 0"),
     ],
     ids=str,
 )
@@ -107,12 +106,6 @@ def test_illegal_plans_say_why(change, complaint):
     with pytest.raises(InvalidArgumentError) as error:
         replace(LEGAL, **change)
     assert complaint in str(error.value)
-
-
-@pytest.mark.parametrize("change", [{"head_dim": 264}, {"head_dim_v": 12}, {"dtype": "float32"}])
-def test_illegal_problems(change):
-    with pytest.raises(InvalidArgumentError):
-        replace(LEGAL, **change)
 
 
 def test_pick_refuses_fp8_by_name():
