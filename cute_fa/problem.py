@@ -73,6 +73,7 @@ def check_integer(name: str, value: object) -> int:
             f"{name} is not an integer",
             got=f"{value!r} ({type(value).__name__})",
             expected="a Python int",
+            fix=f"pass int({name})" if isinstance(value, Real) else "pass a whole number",
         )
     return int(value)
 
@@ -84,7 +85,7 @@ def check_flag(name: str, value: object, fix: str | None = None) -> None:
             f"{name} is not a bool",
             got=f"{value!r} ({type(value).__name__})",
             expected="True or False",
-            fix=fix,
+            fix=fix or f"pass {name}=True or {name}=False",
         )
 
 
@@ -100,7 +101,7 @@ def check_scalar(name: str, value: object) -> float:
             f"{name} is not a number",
             got=f"{value!r} ({type(value).__name__})",
             expected="a Python float",
-            fix=f"pass float({name})",
+            fix="pass a number" if value is None else f"pass float({name})",
         )
     number = float(value)
     if not math.isfinite(number) or abs(number) > MAX_SCALAR:
@@ -108,6 +109,7 @@ def check_scalar(name: str, value: object) -> float:
             f"{name} is not a finite fp32 number",
             got=number,
             expected=f"a finite number of magnitude up to {MAX_SCALAR:.3g}",
+            fix=f"pass a finite number, or leave {name} out for its default",
         )
     return number
 
@@ -129,7 +131,10 @@ def normalise_window(
         left, right = window_size
     except (TypeError, ValueError):
         raise InvalidTypeError(
-            "window_size is not a pair", got=repr(window_size), expected="(left, right)"
+            "window_size is not a pair",
+            got=repr(window_size),
+            expected="(left, right)",
+            fix="pass two bounds, -1 for one that does not bound: (255, -1)",
         ) from None
     expected = "an integer ≥ 0, or -1 / None for unbounded"
     bounds: list[int | None] = []
@@ -142,10 +147,14 @@ def normalise_window(
                 f"window_size: the {name} bound is not an integer",
                 got=f"{value!r} ({type(value).__name__})",
                 expected=expected,
+                fix="pass a Python int, or None",
             )
         if value < -1:
             raise InvalidArgumentError(
-                f"window_size: the {name} bound is negative", got=value, expected=expected
+                f"window_size: the {name} bound is negative",
+                got=value,
+                expected=expected,
+                fix="pass -1 for unbounded; every window holds its diagonal",
             )
         bounds.append(None if value == -1 else int(value))
     return bounds[0], 0 if causal else bounds[1]
@@ -186,7 +195,10 @@ class AttentionProblem:
             bound = getattr(self, name)
             if bound is not None and check_integer(name, bound) < 0:
                 raise InvalidArgumentError(
-                    f"{name} is negative", got=bound, expected="≥ 0, or None for unbounded"
+                    f"{name} is negative",
+                    got=bound,
+                    expected="≥ 0, or None for unbounded",
+                    fix=f"pass {name}=None if that was meant",
                 )
         check_scalar("softcap", self.softcap)
         if self.softcap < 0 or 0 < self.softcap < MIN_SOFTCAP:
@@ -194,7 +206,7 @@ class AttentionProblem:
                 "softcap is not usable",
                 got=self.softcap,
                 expected=f"0 for none, or a number of at least {MIN_SOFTCAP}",
-                fix="scores are divided by softcap in fp32, so it cannot be smaller",
+                fix="pass softcap=0.0 for none; scores are divided by it in fp32",
             )
         if self.softmax_scale is not None:
             check_scalar("softmax_scale", self.softmax_scale)
@@ -203,18 +215,26 @@ class AttentionProblem:
         for name in ("batch", "seqlen_q", "seqlen_k"):
             if check_integer(name, getattr(self, name)) < 0:
                 raise InvalidArgumentError(
-                    f"{name} is negative", got=getattr(self, name), expected="≥ 0"
+                    f"{name} is negative",
+                    got=getattr(self, name),
+                    expected="≥ 0",
+                    fix=f"pass how many there are; {name}=0 makes an empty result",
                 )
         for name in ("heads_q", "heads_k", "head_dim", "head_dim_v"):
             if check_integer(name, getattr(self, name)) < 1:
                 raise InvalidArgumentError(
-                    f"{name} is not positive", got=getattr(self, name), expected="≥ 1"
+                    f"{name} is not positive",
+                    got=getattr(self, name),
+                    expected="≥ 1",
+                    fix="check the order of the dimensions: (batch, sequence, heads, head dim)",
                 )
         if self.heads_q % self.heads_k:
             raise InvalidArgumentError(
                 "K/V heads do not divide Q heads",
                 got=f"{self.heads_q} query heads and {self.heads_k} K/V heads",
                 expected="heads_q to be a multiple of heads_k (MHA, GQA or MQA)",
+                fix="check which dimension holds the heads; repeat_interleave(n, dim=-2) gives n "
+                "query heads each a K/V head",
             )
 
     def _check_head_dims(self) -> None:
@@ -223,6 +243,7 @@ class AttentionProblem:
                 "dtype is not an attention dtype",
                 got=self.dtype,
                 expected=" or ".join(KERNEL_DTYPES),
+                fix="pass one of these names, or use cute_fa.reference.dense.attention for others",
             )
         multiple = head_dim_multiple(self.dtype)
         for name in ("head_dim", "head_dim_v"):

@@ -108,6 +108,7 @@ def get_target(arch: str | int | Target) -> Target:
             "arch is not the name of an architecture",
             got=f"{arch!r} ({type(arch).__name__})",
             expected=f"one of {', '.join(TARGETS)} (or {', '.join(_FAMILIES)})",
+            fix="pass its name, as in arch='sm_90a'",
         )
     name = str(arch).strip().lower()
     if name in _FAMILIES:
@@ -120,6 +121,7 @@ def get_target(arch: str | int | Target) -> Target:
         "unknown architecture",
         got=repr(arch),
         expected=f"one of {', '.join(TARGETS)} (or {', '.join(_FAMILIES)})",
+        fix="kernels for sm_80 run on every GPU since Ampere; cute-fa list says what each serves",
     )
 
 

@@ -38,6 +38,7 @@ class Packing:
                 "cu_seqlens_q and cu_seqlens_k are of different batches",
                 got=f"{len(self.cu_seqlens_q)} and {len(self.cu_seqlens_k)} numbers",
                 expected="batch + 1 of each",
+                fix="a sequence without queries or keys has two equal borders",
             )
         for side in ("q", "k"):
             name, used = f"cu_seqlens_{side}", getattr(self, f"seqused_{side}")
@@ -87,12 +88,16 @@ def _rows(borders: tuple[int, ...], used: tuple[int, ...] | None) -> tuple[range
     )
 
 
+_RUNNING_TOTALS = "{name} = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()"
+
+
 def _check_borders(name: str, borders: tuple[int, ...]) -> None:
     if not borders or borders[0] != 0:
         raise InvalidArgumentError(
             f"{name} does not begin with 0",
             got=borders[0] if borders else "no number",
             expected="0, then where each sequence ends",
+            fix=_RUNNING_TOTALS.format(name=name),
         )
     for index, (start, stop) in enumerate(pairwise(borders)):
         if stop < start:
@@ -100,6 +105,7 @@ def _check_borders(name: str, borders: tuple[int, ...]) -> None:
                 f"{name} falls",
                 got=f"{start} at [{index}], {stop} at [{index + 1}]",
                 expected="running totals of the lengths",
+                fix=_RUNNING_TOTALS.format(name=name),
             )
 
 
@@ -109,11 +115,15 @@ def _check_used(name: str, used: tuple[int, ...], lengths: tuple[int, ...]) -> N
             f"{name} is of another batch",
             got=f"{len(used)} lengths",
             expected=f"{len(lengths)}, one for each sequence",
+            fix="give the whole length where all rows count",
         )
     for index, (count, length) in enumerate(zip(used, lengths, strict=True)):
         if not 0 <= count <= length:
             raise InvalidArgumentError(
-                f"{name}[{index}] is no part of its sequence", got=count, expected=f"0 to {length}"
+                f"{name}[{index}] is no part of its sequence",
+                got=count,
+                expected=f"0 to {length}",
+                fix="it counts rows from the sequence's own first; cu_seqlens holds its length",
             )
 
 
@@ -145,7 +155,10 @@ class VarlenProblem:
             return
         if packing.batch != self.padded.batch:
             raise InvalidArgumentError(
-                "the packing is of another batch", got=packing.batch, expected=self.padded.batch
+                "the packing is of another batch",
+                got=packing.batch,
+                expected=self.padded.batch,
+                fix="VarlenProblem.of(problem, packing) takes the batch from the packing",
             )
         for side in ("q", "k"):
             borders = getattr(packing, f"cu_seqlens_{side}")
@@ -155,6 +168,7 @@ class VarlenProblem:
                     f"cu_seqlens_{side} reaches beyond the rows of {side}",
                     got=borders[-1],
                     expected=f"at most {total}",
+                    fix=f"end cu_seqlens_{side} with the number of packed rows",
                 )
             longest = max(map(len, getattr(packing, f"rows_{side}")), default=0)
             limit = getattr(self.padded, f"seqlen_{side}")
@@ -163,6 +177,7 @@ class VarlenProblem:
                     f"max_seqlen_{side} is smaller than a sequence",
                     got=limit,
                     expected=f"at least {longest}",
+                    fix=f"max_seqlen_{side}={longest}",
                 )
             if getattr(self, f"has_seqused_{side}") != (
                 getattr(packing, f"seqused_{side}") is not None
@@ -170,6 +185,8 @@ class VarlenProblem:
                 raise InvalidArgumentError(
                     f"has_seqused_{side} does not say what the packing does",
                     got=getattr(self, f"has_seqused_{side}"),
+                    expected=getattr(packing, f"seqused_{side}") is not None,
+                    fix="VarlenProblem.of(problem, packing) sets it",
                 )
         if packing.cu_seqlens_q[-1] != self.total_q:
             raise InvalidArgumentError(

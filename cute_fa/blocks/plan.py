@@ -105,13 +105,17 @@ class ForwardPlan:
             )
         if variant.has_block_descales and DTYPE_BYTES[variant.dtype] != 1:
             raise UnsupportedError(
-                "16-bit inputs have no descales", got="block_descales", expected="float8_e4m3fn"
+                "16-bit inputs have no descales",
+                got=f"block_descales=True with {variant.dtype}",
+                expected="float8_e4m3fn",
+                fix="block_descales=False",
             )
         if variant.packed_group != 1 and not issubclass(cls, TmaForwardPlan):
             raise UnsupportedError(
                 f"{cls.rung} gives each query head row tiles of its own",
-                got=f"packed_group {variant.packed_group}",
-                expected="packed_group 1",
+                got=f"{variant.packed_group} query heads per K/V head to share them",
+                expected="1; FA3 on sm_90a and FA4 on sm_100a and sm_103a pack more",
+                fix="use pack_gqa=None or False",
             )
 
     def require(

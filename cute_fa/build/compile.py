@@ -143,6 +143,7 @@ def compile(
         CompileError: the compiler failed or returned something else than was asked for.
         CacheError: the cache directory cannot be used.
     """
+    check_flag("use_cache", use_cache)
     request = make_request(
         generation,
         direction,
@@ -170,6 +171,13 @@ def make_request(generation: str, direction: str, **arguments: Any) -> Request:
     line_info = arguments.pop("line_info", False)
     check_flag("line_info", line_info)
     group = check_integer("packed_group", arguments.pop("packed_group", 1))
+    if group < 1:
+        raise InvalidArgumentError(
+            "packed_group is not positive",
+            got=group,
+            expected="how many query heads share row tiles",
+            fix="packed_group=1: every query head gets row tiles of its own",
+        )
     problem = _problem(arguments)
     if generation == "auto":
         generation = choose_generation(problem, target, direction=direction)
@@ -213,6 +221,7 @@ def _problem(arguments: dict[str, Any]) -> AttentionProblem | VarlenProblem:
             "seqused belongs to packed sequences",
             got="seqused_q or seqused_k without varlen",
             expected="varlen=True with it",
+            fix="pass varlen=True",
         )
     return problem
 
@@ -226,6 +235,7 @@ def dtype_name(dtype: Any) -> str:
             "dtype is not an attention dtype",
             got=repr(dtype),
             expected=" or ".join(KERNEL_DTYPES),
+            fix="compile for one of these; cute_fa.reference.dense.attention takes other dtypes",
         )
     return name
 

@@ -81,11 +81,15 @@ class KernelEntry:
                 expected=", ".join(self.archs),
             )
         config = load(self.pick)(variant, target)
-        unknown = sorted(set(overrides) - set(config.__dataclass_fields__))
+        names = [field.name for field in fields(config)]
+        unknown = sorted(set(overrides) - set(names))
         if unknown:
+            may_be_set = [name for name in names if name not in _DECIDED_FIELDS]
             raise InvalidArgumentError(
                 f"{', '.join(unknown)}: no such field of the {self.name} kernel's config",
-                expected=", ".join(config.__dataclass_fields__),
+                got=", ".join(f"{name}={overrides[name]!r}" for name in unknown),
+                expected=", ".join(may_be_set),
+                fix="set one of these, or leave it out",
             )
         for name, value in overrides.items():
             self._check_override(name, value, getattr(config, name))
@@ -99,21 +103,27 @@ class KernelEntry:
                 f"{name}: not what this field of the {self.name} kernel's config holds",
                 got=f"{value!r} ({type(value).__name__})",
                 expected=f"{type(own).__name__}, as in {name}={own!r}",
+                fix=f"leave {name} out for the kernel's own choice",
             )
         if name in _DECIDED_FIELDS and value != own:
             raise InvalidArgumentError(
                 f"{name} follows from what the {self.name} kernel is for",
                 got=f"{name}={value!r}",
                 expected=f"{name}={own!r} here",
-                fix="ask for another dtype, head dim, mask or packing by its own argument",
+                fix="ask for another architecture, dtype, head dim, mask or packing by its own "
+                "argument",
             )
 
 
-# Fields of a config that its variant decides, not its plan. Heads are packed by either.
+# Fields of a config that its variant or architecture decides, not its plan. Heads are packed by
+# either.
 _DECIDED_FIELDS = {
-    "is_causal" if field.name == "causal" else field.name
-    for field in fields(KernelVariant)
-    if field.name != "packed_group"
+    "smem_limit_bytes",
+    *(
+        "is_causal" if field.name == "causal" else field.name
+        for field in fields(KernelVariant)
+        if field.name != "packed_group"
+    ),
 }
 
 _FEATURES = (
@@ -217,15 +227,23 @@ def find(generation: str, direction: str = "fwd") -> KernelEntry:
             return entry
     if generation not in GENERATIONS:
         raise InvalidArgumentError(
-            "unknown generation", got=repr(generation), expected="auto, " + ", ".join(GENERATIONS)
+            "unknown generation",
+            got=repr(generation),
+            expected="auto, " + ", ".join(GENERATIONS),
+            fix="generation='auto' takes the newest that serves the problem",
         )
     if direction not in DIRECTIONS:
         raise InvalidArgumentError(
-            "unknown direction", got=repr(direction), expected=" or ".join(DIRECTIONS)
+            "unknown direction",
+            got=repr(direction),
+            expected=" or ".join(DIRECTIONS),
+            fix="direction='fwd'",
         )
     raise UnsupportedError(
         f"there is no {generation} {direction} kernel in this version",
+        got=f"{generation} {direction}",
         expected=", ".join(entry.name for entry in KERNELS),
+        fix="cute_fa.reference.dense.DenseAttention has a backward" if direction == "bwd" else None,
         alternatives=[e.generation for e in KERNELS if e.direction == direction],
     )
 
@@ -247,6 +265,8 @@ def can_run(
             "problem describes no attention",
             got=f"{problem!r} ({type(problem).__name__})",
             expected="an AttentionProblem or a VarlenProblem",
+            fix="cute_fa.AttentionProblem(batch, seqlen_q, seqlen_k, heads_q, heads_k, head_dim, "
+            "head_dim_v, dtype)",
         )
     where = get_target(target)
     variant = problem.variant

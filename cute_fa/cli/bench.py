@@ -42,21 +42,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.host:
+        _refuse_what_host_ignores(args)
         return _host(args)
+    import cute_fa
     from cute_fa.bench import benchmark, gpu_state, providers, report
     from cute_fa.bench.timing import CudaTimer, Policy
 
-    gpu_state.require_gpu()
+    # What can be said without a GPU is said first.
     shapes = shapes_of(args)
-    import cute_fa
-
+    if args.rounds < 1:
+        raise InvalidArgumentError(
+            "--rounds times nothing", got=args.rounds, expected="at least 1", fix="--rounds 30"
+        )
     bundle = open_bundle(args.bundle)
-    functions = cute_fa if bundle is None else bundle
     names = None if args.providers is None else arguments.words(args.providers)
+    competitors = providers.providers(names, cute_fa if bundle is None else bundle)
+    gpu_state.require_gpu()
     with Progress("timing", len(shapes)) as progress:
         results = benchmark.run(
             shapes,
-            providers.providers(names, functions),
+            competitors,
             CudaTimer(),
             policy=Policy(rounds=args.rounds),
             progress=lambda done, total, label: progress.update(done, label),
@@ -99,16 +104,44 @@ def shapes_of(args: argparse.Namespace) -> list[Shape]:
             found += [shape for dtype in dtypes for shape in shapes.varlen_shapes(dtype)]
         else:
             raise InvalidArgumentError(
-                "unknown set of shapes", got=repr(name), expected=", ".join((*shapes.SETS, "all"))
+                "unknown set of shapes",
+                got=repr(name),
+                expected=", ".join((*shapes.SETS, "all")),
+                fix="--set all takes every set",
             )
+    if not found:
+        raise InvalidArgumentError(
+            "there is no shape to time",
+            got=f"--set {args.set!r} --dtype {args.dtype!r}",
+            expected="at least one of each",
+            fix="leave them out for the papers' shapes in float16 and bfloat16",
+        )
     return found
+
+
+def _refuse_what_host_ignores(args: argparse.Namespace) -> None:
+    """--host times the same calls whatever else is asked for."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    plain = vars(parser.parse_args(["--host", *(["--json"] if args.json else [])]))
+    given = [name for name, value in plain.items() if getattr(args, name) != value]
+    if given:
+        raise InvalidArgumentError(
+            "--host takes no other argument than --json",
+            got=", ".join(f"--{name.replace('_', '-')}" for name in given),
+            expected="--host, or --host --json",
+            fix="leave them out; benchmarks/bench_host.py --output FILE keeps the result",
+        )
 
 
 def _integers(text: str) -> list[int]:
     words = arguments.words(text)
-    if not words or not all(word.isdigit() for word in words):
+    if not words or not all(word.isdecimal() and int(word) for word in words):
         raise InvalidArgumentError(
-            "a list of numbers is not usable", got=repr(text), expected="e.g. 512,1024"
+            "a list of numbers is not usable",
+            got=repr(text),
+            expected="positive numbers and commas",
+            fix="as in -s 512,1024 or -d 64,128",
         )
     return [int(word) for word in words]
 
@@ -122,7 +155,7 @@ def _host(args: argparse.Namespace) -> int:
         return OK
     lines: dict[str, Any] = {
         name: f"{timing.median * 1e6:.1f} µs (20–80 %: {timing.p20 * 1e6:.1f}–"
-        f"{timing.p80 * 1e6:.1f}, {timing.count} samples)"
+        f"{timing.p80 * 1e6:.1f}, at least {timing.minimum * 1e6:.1f}, {timing.count} samples)"
         for name, timing in costs.items()
     }
     print(pairs(lines))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cute_fa.build.bundle import Bundle, check_driver
-from cute_fa.errors import BundleError, MissingToolError
+from cute_fa.errors import BundleError, InvalidTypeError, MissingToolError
 from cute_fa.ops import sources
 from cute_fa.ops.functional import flash_attn_func
 from cute_fa.ops.varlen import flash_attn_varlen_func
@@ -71,9 +71,17 @@ def load_bundle(folder: Path | str) -> LoadedBundle:
     you made or trust; the checksums show damage and nothing else.
 
     Raises:
+        InvalidTypeError: no path.
         BundleError: it is damaged, or was made by or for other versions or another platform.
         MissingToolError: something that it needs is not installed.
     """
+    if not isinstance(folder, (str, Path)):
+        raise InvalidTypeError(
+            "folder names no directory",
+            got=f"{folder!r} ({type(folder).__name__})",
+            expected="a str or a pathlib.Path",
+            fix="pass the directory that cute-fa aot … -o DIR wrote",
+        )
     return LoadedBundle(folder)
 
 

@@ -17,6 +17,7 @@ from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedEr
 from cute_fa.ops import sources
 from cute_fa.ops.descales import NO_DESCALES, Descales, check_descales, check_values
 from cute_fa.problem import (
+    DTYPE_BYTES,
     KERNEL_DTYPES,
     AttentionProblem,
     KernelVariant,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 GENERATIONS = ("auto", "fa1", "fa2", "fa3", "fa4")
 BACKENDS = ("auto", "cuda", "sim")
-# What is simulated if nobody says: the first architecture that a generation was written for.
+# What is simulated if nobody says (``default_arch``).
 DEFAULT_ARCH = {
     "auto": "sm_80",
     "fa1": "sm_80",
@@ -215,11 +216,18 @@ def _equal_dims(
     yield "query and key head dims", q, k, -1
 
 
-def check_tensor(name: str, x: Any) -> None:
-    """That ``x`` is a plain tensor whose memory holds its values."""
+def check_tensor(name: str, x: Any, fix: str | None = None) -> None:
+    """That ``x`` is a plain tensor whose memory holds its values.
+
+    Args:
+        fix: what makes one of something else.
+    """
     if not isinstance(x, Tensor):
         raise InvalidTypeError(
-            f"{name} is not a tensor", got=type(x).__name__, expected="a torch.Tensor"
+            f"{name} is not a tensor",
+            got=type(x).__name__,
+            expected="a torch.Tensor",
+            fix=fix or f"{name} = torch.as_tensor({name}).to(torch.bfloat16)",
         )
     if x.is_nested or x.layout != torch.strided or x.is_quantized:
         kind = "nested" if x.is_nested else "quantized" if x.is_quantized else str(x.layout)
@@ -232,6 +240,7 @@ def check_tensor(name: str, x: Any) -> None:
     if x.is_neg():
         raise InvalidArgumentError(
             f"{name} is a lazily negated view, whose memory holds the opposite signs",
+            got="a tensor with is_neg() set",
             expected="values as they are in memory",
             fix=f"{name}.resolve_neg()",
         )
@@ -247,13 +256,16 @@ def _check_attention_dtype(name: str, x: Tensor) -> None:
         )
 
 
+_EVERY_DIMENSION = "every dimension is there, of size 1 where there is one of its kind"
+
+
 def _check_rank(name: str, x: Tensor, is_packed: bool) -> None:
     if is_packed and x.ndim != 3:
         raise InvalidArgumentError(
             f"{name} does not have three dimensions",
             got=f"{x.ndim}: {tuple(x.shape)}",
             expected="(rows of all sequences, heads, head dim)",
-            fix="flash_attn_func takes (B, S, H, D) tensors" if x.ndim == 4 else None,
+            fix="flash_attn_func takes (B, S, H, D) tensors" if x.ndim == 4 else _EVERY_DIMENSION,
         )
     if not is_packed and x.ndim != 4:
         hint = {
@@ -265,7 +277,7 @@ def _check_rank(name: str, x: Tensor, is_packed: bool) -> None:
             f"{name} does not have four dimensions",
             got=f"{x.ndim}: {tuple(x.shape)}",
             expected="(batch, sequence, heads, head dim)",
-            fix=hint.get(x.ndim),
+            fix=hint.get(x.ndim, _EVERY_DIMENSION),
         )
 
 
@@ -274,13 +286,16 @@ def check_names(options: Options) -> None:
     check_flag("causal", options.causal, CAUSAL_HINT)
     if options.pack_gqa is not None:
         check_flag("pack_gqa", options.pack_gqa, "None lets the library decide")
-    for name, value, known in (
-        ("generation", options.generation, GENERATIONS),
-        ("backend", options.backend, BACKENDS),
+    for name, value, known, auto in (
+        ("generation", options.generation, GENERATIONS, "the newest that serves the problem"),
+        ("backend", options.backend, BACKENDS, "where the tensors are"),
     ):
         if value not in known:
             raise InvalidArgumentError(
-                f"unknown {name}", got=repr(value), expected=" | ".join(known)
+                f"unknown {name}",
+                got=repr(value),
+                expected=" | ".join(known),
+                fix=f"{name}='auto' takes {auto}",
             )
 
 
@@ -346,6 +361,7 @@ def choose_backend(q: Tensor, options: Options, device: Device | None) -> str:
             "tensors are on a device that nothing here runs on",
             got=str(q.device),
             expected="cuda, or cpu for the simulator",
+            fix="q, k, v = (x.cuda() for x in (q, k, v))",
         )
     if options.backend not in ("auto", by_place):
         fix = "q, k, v = (x.cuda() for x in (q, k, v))"
@@ -391,8 +407,15 @@ def choose_target(q: Tensor, options: Options, backend: str, device: Device | No
         return device.target
     if asked is not None:
         return asked
-    is_fp8 = options.generation == "auto" and q.dtype.itemsize == 1
-    return get_target(FP8_ARCH if is_fp8 else DEFAULT_ARCH[options.generation])
+    return get_target(default_arch(options.generation, DTYPES[q.dtype]))
+
+
+def default_arch(generation: str, dtype: str) -> str:
+    """What is simulated if nobody names an architecture: the first that the generation was written
+    for; of "auto", the first whose kernels take the dtype."""
+    if generation == "auto" and DTYPE_BYTES[dtype] == 1:
+        return FP8_ARCH
+    return DEFAULT_ARCH[generation]
 
 
 def choose_generation(

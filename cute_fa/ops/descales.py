@@ -87,10 +87,16 @@ def check_descales(
                 f"{name} is not an fp32 tensor",
                 got=str(x.dtype) if isinstance(x, Tensor) else type(x).__name__,
                 expected="torch.float32",
+                fix=f"{name} = {name}.float()"
+                if isinstance(x, Tensor)
+                else f"{name} = torch.full((B, Hk), scale, device=q.device)",
             )
         if x.device != q.device:
             raise InvalidArgumentError(
-                f"{name} is on another device than q", got=str(x.device), expected=str(q.device)
+                f"{name} is on another device than q",
+                got=str(x.device),
+                expected=str(q.device),
+                fix=f"{name} = {name}.to(q.device)",
             )
         rows = rows_q if name == "q_descale" else rows_k
         per_head = (batch, k.shape[-2])
@@ -101,11 +107,14 @@ def check_descales(
                 got=tuple(x.shape),
                 expected=f"(B, Hk) = {per_head}, or all three (B, Hk, blocks of {BLOCK_ROWS} rows"
                 f"{'' if sizes is None else ' of the longest sequence'}), {by_block} for {name}",
+                fix=f"{name}.expand{per_head} of one scale for all, or cute_fa.quant's descales",
             )
     if descales.by_block and None in descales:
         raise InvalidArgumentError(
             "some descales have blocks and some are missing",
+            got=", ".join(name for name, _ in descales.given()),
             expected=f"q_descale, k_descale and v_descale, each with blocks of {BLOCK_ROWS} rows",
+            fix="pass ones where nothing was scaled",
         )
 
 
@@ -127,4 +136,5 @@ def check_values(descales: Descales, packing: Packing | None = None) -> None:
                 f"{name} holds numbers that scale nothing",
                 got=f"from {float(x.min())} to {float(x.max())}",
                 expected="positive, finite numbers",
+                fix="a block of zeros has any positive scale: clamp_min(1e-12) before the division",
             )

@@ -97,6 +97,7 @@ def name_of(kernels: Any) -> str | None:
             "kernels is not a bundle",
             got=f"{kernels!r} ({type(kernels).__name__})",
             expected="what cute_fa.load_bundle returns, or None to compile",
+            fix="kernels=cute_fa.load_bundle(folder)",
         )
     return name
 

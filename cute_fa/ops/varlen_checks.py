@@ -117,6 +117,7 @@ def check_lengths(q: Tensor, k: Tensor, lengths: Lengths) -> None:
             "cu_seqlens_q and cu_seqlens_k do not describe one batch",
             got=f"{borders_q} and {borders_k} numbers",
             expected="batch + 1 of each",
+            fix="a sequence without queries or keys has two equal borders",
         )
     for name in ("seqused_q", "seqused_k"):
         used = getattr(lengths, name)
@@ -125,6 +126,7 @@ def check_lengths(q: Tensor, k: Tensor, lengths: Lengths) -> None:
                 f"{name} is of another batch than cu_seqlens_q",
                 got=f"{used.shape[0]} lengths",
                 expected=f"{borders_q - 1}",
+                fix="give one length for each sequence, its whole length where all rows count",
             )
     for name, x in (("q", q), ("k", k)):
         if x.shape[0] > MAX_INT32:
@@ -137,7 +139,10 @@ def check_lengths(q: Tensor, k: Tensor, lengths: Lengths) -> None:
 
 
 def _check_length_tensor(name: str, x: Any, q: Tensor) -> None:
-    checks.check_tensor(name, x)
+    fix = f"{name} = torch.tensor({name}, dtype=torch.int32, device=q.device)"
+    if x is None:
+        fix = "give where the sequences end; flash_attn_func takes dense (B, S, H, D) tensors"
+    checks.check_tensor(name, x, fix)
     if x.dtype != int32:
         raise InvalidTypeError(
             f"{name} is not of dtype int32",
@@ -157,6 +162,7 @@ def _check_length_tensor(name: str, x: Any, q: Tensor) -> None:
             f"{name} is not a row of numbers",
             got=f"shape {tuple(x.shape)}",
             expected="(batch + 1,)" if name.startswith("cu_seqlens") else "(batch,)",
+            fix=f"{name} = {name}.flatten()",
         )
     if not x.is_contiguous():
         raise InvalidArgumentError(
@@ -173,7 +179,12 @@ def _check_longest(name: str, value: Any) -> None:
         fix = f"pass an int: reading it from {name} would wait for the GPU on every call"
         raise InvalidTypeError(f"{name} is a tensor", got=value, expected="a Python int", fix=fix)
     if not 0 <= check_integer(name, value) <= MAX_INT32:
-        raise InvalidArgumentError(f"{name} is no length", got=value, expected=f"0 to {MAX_INT32}")
+        raise InvalidArgumentError(
+            f"{name} is no length",
+            got=value,
+            expected=f"0 to {MAX_INT32}",
+            fix="pass how many rows the longest sequence has; a larger number does no harm",
+        )
 
 
 def _packing(lengths: Lengths) -> Packing:

@@ -36,6 +36,9 @@ def test_which_shapes() -> None:
         (["--set", "small"], "unknown set"),
         (["-s", "many"], "list of numbers"),
         (["-s", "1000"], "does not divide"),
+        (["-s", "0"], "list of numbers"),
+        (["--set", ""], "no shape"),
+        (["--dtype", ","], "no shape"),
     ):
         with pytest.raises(InvalidArgumentError, match=what):
             shapes(*argv)
@@ -48,6 +51,32 @@ def test_without_a_gpu_it_says_so(
     assert main(["bench"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "there is no GPU to measure on" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "what"),
+    [
+        (["--set", "foo"], "unknown set of shapes"),
+        (["--rounds", "0"], "--rounds times nothing"),
+        (["-s", "abc"], "a list of numbers is not usable"),
+        (["-d", "63"], "does not divide"),
+        (["--dtype", "fp32"], "dtype is not an attention dtype"),
+        (["--providers", "nobody"], "unknown provider"),
+        (["--bundle", "/nonexistent"], "this is not a bundle"),
+        (["--host", "--rounds", "3"], "--host takes no other argument"),
+    ],
+    ids=str,
+)
+def test_its_arguments_are_checked_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    what: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["bench", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and what in err and "expected:" in err and "GPU" not in err
 
 
 def test_the_script_is_the_command() -> None:
