@@ -97,6 +97,16 @@ def test_what_is_no_problem_is_refused(what: Any) -> None:
 
 
 @pytest.mark.parametrize("entry", KERNELS, ids=lambda entry: entry.name)
+def test_fp8_is_served_where_the_features_say_so(entry: KernelEntry) -> None:
+    """Dense and packed alike."""
+    dense = problem(dtype="float8_e4m3fn")
+    for what in (dense, VarlenProblem(dense, 150, 190)):
+        support = can_run(what, entry.archs[0], entry.generation)
+        assert support.ok == ("FP8 (e4m3)" in entry.features)
+        assert support.ok or "16-bit inputs only" in support.reason
+
+
+@pytest.mark.parametrize("entry", KERNELS, ids=lambda entry: entry.name)
 @pytest.mark.parametrize("has_seqused", [False, True])
 def test_varlen_is_served_where_the_features_say_so(entry: KernelEntry, has_seqused: bool) -> None:
     packed = VarlenProblem(problem(), 150, 190, has_seqused_k=has_seqused)

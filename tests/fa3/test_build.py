@@ -31,6 +31,12 @@ MASKS = {
         "block_descales": True,
     },
 }
+MASKS["fp8-varlen-window-softcap-blocks"] = {
+    **MASKS["fp8-window-softcap-blocks"],
+    "varlen": True,
+    "seqused_q": True,
+    "seqused_k": True,
+}
 # Each row of the tile table once with few and once with many values alive beside the accumulators.
 GRID = [
     *((dim, dim, "full") for dim in (64, 128)),
@@ -39,7 +45,8 @@ GRID = [
     (128, 128, "varlen"),
     *((dim, dim, "varlen-window-packed") for dim in (64, 256)),
     *((dim, dim, "fp8") for dim in (64, 128, 256)),
-    *((dim, dim, "fp8-window-softcap-blocks") for dim in (64, 128, 192, 256)),
+    *((dim, dim, "fp8-window-softcap-blocks") for dim in (128, 192)),
+    *((dim, dim, "fp8-varlen-window-softcap-blocks") for dim in (64, 256)),
 ]
 
 

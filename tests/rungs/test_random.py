@@ -1,7 +1,7 @@
 """Random problems for asynchronous kernels, under every way that copies and products may complete.
 
-Six seeds of each of nine kernels, which between them have all dtypes, every kind of mask, packed
-sequences, packed heads, descales of heads and of blocks, and both schedules: 54 problems, 162 runs
+Six seeds of each of ten kernels, which between them have all dtypes, every kind of mask, packed
+sequences, packed heads, descales of heads and of blocks, and both schedules: 60 problems, 180 runs
 on each rung, no hazard. One to four SMs let persistent CTAs go through several tiles.
 """
 
@@ -36,6 +36,7 @@ KERNELS: dict[str, tuple[AttentionProblem, bool, bool, int]] = {
     "varlen": (_base(64, "bfloat16", softcap=20.0), True, False, 1),
     "varlen used": (_base(64, "float16", causal=True), True, True, 1),
     "varlen packed heads": (_base(72, "float16", window_left=25), True, True, 8),
+    "fp8": (_base(96, "float8_e4m3fn", softcap=15.0), False, False, 1),
     "varlen fp8 packed heads": (_base(64, "float8_e4m3fn", causal=True), True, True, 2),
     "varlen fp8 blocks": (_base(96, "float8_e4m3fn", window_right=30), True, False, 1),
 }
