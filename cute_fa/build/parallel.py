@@ -77,7 +77,12 @@ def compile_many(
         CuteFAError: a spec is not valid; or, once all others are done, the first that failed.
     """
     if jobs is not None and (type(jobs) is not int or jobs < 1):
-        raise InvalidArgumentError("jobs is not usable", got=repr(jobs), expected="an integer ≥ 1")
+        raise InvalidArgumentError(
+            "jobs is not usable",
+            got=repr(jobs),
+            expected="an integer ≥ 1",
+            fix="leave it out for one process per core",
+        )
     requests = [spec if isinstance(spec, Request) else _request(spec) for spec in specs]
     results: list[Compiled | CuteFAError | None] = [None] * len(requests)
     report = progress or (lambda done, total, label: None)

@@ -157,7 +157,10 @@ def open_bundle(path: Path | None) -> Bundle | None:
         return None
     if not path.is_dir():
         raise InvalidArgumentError(
-            "--bundle is not a directory", got=str(path), fix="make one with cute-fa aot"
+            "--bundle is not a directory",
+            got=str(path),
+            expected="what cute-fa aot wrote",
+            fix="make one with cute-fa aot … -o DIR",
         )
     from cute_fa.ops.bundle import load_bundle
 

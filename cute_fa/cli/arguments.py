@@ -27,6 +27,11 @@ def add_variant(parser: argparse.ArgumentParser) -> None:
             action="store_true",
             help=f"of which only the first {what} count, as each call says",
         )
+    parser.add_argument(
+        "--block-descales",
+        action="store_true",
+        help="for FP8 inputs with a descale for every 128 rows",
+    )
 
 
 def variant_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -38,6 +43,7 @@ def variant_of(args: argparse.Namespace) -> dict[str, Any]:
         "varlen": args.varlen,
         "seqused_q": args.seqused_q,
         "seqused_k": args.seqused_k,
+        "block_descales": args.block_descales,
     }
 
 
@@ -105,16 +111,19 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-a",
         "--arch",
-        help="architecture; default the generation's first on the simulator (sm_80 for auto), the "
-        "GPU's own on a GPU",
+        help="architecture; default the generation's first on the simulator (for auto sm_80, with "
+        "float8_e4m3fn sm_90a), the GPU's own on a GPU",
     )
 
 
-def default_arch(generation: str) -> str:
+def default_arch(generation: str, dtype: str) -> str:
     """The architecture for a generation if nobody names one, as the public functions have it."""
-    from cute_fa.ops.checks import DEFAULT_ARCH
+    from cute_fa.build.compile import dtype_name
+    from cute_fa.ops.checks import GENERATIONS
+    from cute_fa.ops.checks import default_arch as of_call
 
-    return DEFAULT_ARCH.get(generation, DEFAULT_ARCH["auto"])
+    known = generation if generation in GENERATIONS else "auto"
+    return of_call(known, dtype_name(dtype))
 
 
 def problem_of(args: argparse.Namespace) -> AttentionProblem | VarlenProblem:
@@ -157,7 +166,9 @@ def _packing_of(args: argparse.Namespace) -> Packing | None:
             if getattr(args, name) is not None:
                 raise InvalidArgumentError(
                     f"--{name.replace('_', '-')} belongs to packed sequences",
+                    got="it without --varlen",
                     expected="--varlen LENGTHS with it",
+                    fix="as in --varlen 100,0,37",
                 )
         return None
     for name in ("batch", "seqlen", "seqlen_k"):
@@ -166,6 +177,7 @@ def _packing_of(args: argparse.Namespace) -> Packing | None:
                 f"--{name.replace('_', '-')} is of dense tensors",
                 got=f"it and --varlen {args.varlen}",
                 expected="one of them",
+                fix="the lengths say how many sequences there are and how long each is",
             )
     lengths_q = _lengths("--varlen", args.varlen)
     lengths_k = lengths_q if args.varlen_k is None else _lengths("--varlen-k", args.varlen_k)
@@ -181,7 +193,10 @@ def _lengths(name: str, text: str) -> list[int]:
     lengths = words(text)
     if not lengths or not all(word.isdecimal() for word in lengths):
         raise InvalidArgumentError(
-            f"{name} is no list of lengths", got=repr(text), expected="as 100,0,37"
+            f"{name} is no list of lengths",
+            got=repr(text),
+            expected="numbers and commas",
+            fix=f"as in {name} 100,0,37",
         )
     return [int(word) for word in lengths]
 
@@ -195,7 +210,8 @@ def settings(items: list[str]) -> dict[str, Any]:
             raise InvalidArgumentError(
                 "--set takes a field of the kernel's config",
                 got=repr(item),
-                expected="name=value, e.g. tile_n=64",
+                expected="name=value",
+                fix="as in --set tile_n=64",
             )
         try:
             found[name] = ast.literal_eval(text)

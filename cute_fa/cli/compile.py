@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     from cute_fa.build.compile import make_request
 
     requests, skipped = [], []
+    if args.output is not None and args.output.exists() and not args.output.is_dir():
+        raise _unwritable(args.output, "is a file")
     for spec in _specs(args):
         try:
             requests.append(make_request(spec.pop("generation"), "fwd", **spec))
@@ -84,7 +86,16 @@ def _specs(args: argparse.Namespace) -> list[dict[str, Any]]:
         "line_info": args.line_info,
         **arguments.settings(args.set),
     }
-    grid = itertools.product(generations, archs, arguments.words(args.dtype), dims)
+    dtypes = arguments.words(args.dtype)
+    if not (generations and archs and dims and dtypes):
+        raise InvalidArgumentError(
+            "there is no kernel to compile",
+            got=f"-g {args.generation!r} -a {args.arch!r} -d {args.head_dim!r} "
+            f"--dtype {args.dtype!r}",
+            expected="at least one of each",
+            fix="leave out what is empty, for its default",
+        )
+    grid = itertools.product(generations, archs, dtypes, dims)
     return [
         {"generation": g, "arch": a, "dtype": t, "head_dim": d, "head_dim_v": dv, **common}
         for g, a, t, (d, dv) in grid
@@ -95,7 +106,10 @@ def _dims(word: str) -> tuple[int, int]:
     head_dim, _, head_dim_v = word.partition("/")
     if not head_dim.isdigit() or not (head_dim_v or head_dim).isdigit():
         raise InvalidArgumentError(
-            "--head-dim is not usable", got=repr(word), expected="a number, or D/Dv as in 192/128"
+            "--head-dim is not usable",
+            got=repr(word),
+            expected="a number, or D/Dv",
+            fix="as in -d 64,128,192/128",
         )
     return int(head_dim), int(head_dim_v or head_dim)
 
@@ -122,8 +136,17 @@ def _write(kernel, folder: Path) -> list[str]:
         ptx.write_text(kernel.ptx)
         cubin.write_bytes(kernel.cubin)
     except OSError as error:
-        raise InvalidArgumentError("the output cannot be written", got=str(error)) from error
+        raise _unwritable(folder, error) from error
     return [str(ptx), str(cubin)]
+
+
+def _unwritable(folder: Path, reason: object) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "the output cannot be written",
+        got=f"{folder}: {reason}",
+        expected="a directory, which is made if it is missing",
+        fix="choose another --output",
+    )
 
 
 _HEADER = ("kernel", "regs", "stack", "spills", "smem", "threads", "CTAs/SM", "limited by", "key")
@@ -150,19 +173,8 @@ def _print(
                 row["key"][:12],
             )
         )
-    header = [
-        "kernel",
-        "regs",
-        "stack",
-        "spills",
-        "smem",
-        "threads",
-        "CTAs/SM",
-        "limited by",
-        "key",
-    ]
     if rows:
-        print(table(header, rows))
+        print(table(list(_HEADER), rows))
     for title, failures in (("not served", skipped), ("failed", errors)):
         for error in failures:
             print(f"{title}: {error}")

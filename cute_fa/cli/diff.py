@@ -55,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
     from cute_fa.asm.diff import diff
 
     if args.context < 0:
-        raise InvalidArgumentError("--context is negative", got=args.context, expected="≥ 0")
+        raise InvalidArgumentError(
+            "--context is negative", got=args.context, expected="≥ 0", fix="--context 3"
+        )
     with Progress("compiling"):
         first, second = _versions([args.first, args.second])
     found = diff(first, second, registers=args.registers, context=args.context)
@@ -126,6 +128,7 @@ def request_of(text: str) -> Request:
                     got=f"{word!r} in {text!r}",
                     expected=f"{', '.join(GENERATIONS)}, sm_…, a dtype, d128 or d192/128, "
                     f"{', '.join(_FLAGS)}, NAME=VALUE; or a .ptx or .cubin file",
+                    fix="as in 'fa2 sm_80 bfloat16 d128 causal tile_n=64'",
                 ) from None
     missing = [
         name
@@ -140,7 +143,8 @@ def request_of(text: str) -> Request:
         raise InvalidArgumentError(
             f"a kernel's description lacks {' and '.join(missing)}",
             got=repr(text),
-            expected="e.g. 'fa2 sm_80 bfloat16 d128 causal'",
+            expected="generation, architecture, dtype, head dim, and then features",
+            fix="as in 'fa2 sm_80 bfloat16 d128 causal'",
         )
     entry = find(generation, "fwd")
     request = Request(entry, KernelVariant(**fields), arch, arguments.settings(settings))
@@ -160,7 +164,12 @@ def _from_file(path: Path) -> Version:
             cubin.read_bytes() if cubin.exists() else None,
         )
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgumentError("a file cannot be read", got=f"{path}: {error}") from error
+        raise InvalidArgumentError(
+            "a file cannot be read",
+            got=f"{path}: {error}",
+            expected="a .ptx or .cubin file",
+            fix="check the path, or describe a kernel: 'fa2 sm_80 bfloat16 d128 causal'",
+        ) from error
 
 
 def _print(found: Difference, *, show_all: bool, show_ptx: bool) -> None:

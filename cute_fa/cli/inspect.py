@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     spec = {
         "generation": args.generation,
-        "arch": args.arch or arguments.default_arch(args.generation),
+        "arch": args.arch or arguments.default_arch(args.generation, args.dtype),
         "dtype": args.dtype,
         "head_dim": args.head_dim,
         "head_dim_v": args.head_dim_v,

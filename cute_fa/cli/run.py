@@ -63,7 +63,7 @@ def settings_of(args: argparse.Namespace, backend: str = "sim") -> Settings:
 
     arch = args.arch
     if arch is None and backend == "sim":
-        arch = arguments.default_arch(args.generation)
+        arch = arguments.default_arch(args.generation, args.dtype)
     return Settings(
         generation=args.generation,
         arch=None if arch is None else get_target(arch).arch,
@@ -110,10 +110,18 @@ def _cases(args: argparse.Namespace) -> list[Case]:
     if args.random is None:
         return [Case("problem", arguments.problem_of(args), args.seed)]
     if args.random < 1:
-        raise InvalidArgumentError("--random is not usable", got=args.random, expected="≥ 1")
+        raise InvalidArgumentError(
+            "--random is not usable",
+            got=args.random,
+            expected="how many problems to draw, ≥ 1",
+            fix="as in --random 10",
+        )
     if args.varlen:
         raise InvalidArgumentError(
-            "--random draws its own lengths", got=f"--varlen {args.varlen}", expected="--varlen"
+            "--random draws its own lengths",
+            got=f"--varlen {args.varlen}",
+            expected="--varlen alone",
+            fix="leave out the lengths, or --random",
         )
     return random_problems(args.random, args.seed, varlen=args.varlen is not None)
 

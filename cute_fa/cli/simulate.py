@@ -178,5 +178,6 @@ def _require_gpu() -> None:
         raise MissingToolError(
             "there is no usable GPU",
             got=f"torch {torch.__version__} sees no CUDA device",
+            expected="a CUDA device, its driver, and a torch built for CUDA",
             fix="--backend sim; cute-fa doctor says what is missing",
         )
