@@ -37,6 +37,18 @@ def test_a_kernel_for_packed_sequences(cute_fa) -> None:
     assert code == 0 and kernel["kernel"] in text
 
 
+def test_kernels_for_descales_of_blocks(cute_fa) -> None:
+    what = ("-d", "64", "--varlen", "--causal", "--block-descales")
+    code, document = cute_fa(
+        "compile", "-g", "fa3", "-a", "sm_90a", "--dtype", "fp8", *what, "--json"
+    )
+    [kernel] = document["kernels"]
+    name = "fa3 fwd sm_90a float8_e4m3fn d64 causal varlen block-descales"
+    assert code == 0 and kernel["kernel"] == name
+    code, document = cute_fa("compile", "-g", "fa2", "-a", "sm_90a", *what, "--json")
+    assert code == 2 and "no descales" in document["error"]["what"]
+
+
 def test_a_grid_by_processes_and_its_files(cute_fa, tmp_path: Path) -> None:
     grid = ("-a", "sm_80,sm_90a", "--dtype", "bf16", "-j", "2", "-o", str(tmp_path / "out"))
     code, document = cute_fa("compile", *SMALL, *grid, "--json")

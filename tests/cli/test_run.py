@@ -43,6 +43,10 @@ def test_the_architecture_is_the_generations_own_unless_named(cute_fa) -> None:
     for generation, arch in (("fa3", "sm_90a"), ("auto", "sm_80")):
         code, document = cute_fa("run", "-g", generation, *sizes)
         assert code == 0 and document["runs"][0]["arch"] == arch
+    packed = ("--varlen", "20,0,7", "-H", "1", "--dtype", "fp8", "--json")
+    code, document = cute_fa("run", *packed)
+    [result] = document["runs"]
+    assert code == 0 and (result["arch"], result["generation"]) == ("sm_90a", "fa3")
     code, document = cute_fa("inspect", "-g", "fa3", "-d", "64", "--json")
     assert code == 0 and "sm_90a" in str(document)
     code, document = cute_fa("run", "-g", "fa9", *sizes)
