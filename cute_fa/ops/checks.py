@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
 from cute_fa.ops import sources
@@ -337,8 +338,18 @@ def make_problem(
 
 
 def check_no_gradient(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """That nobody expects a backward: there is none yet, and a result without one would be used
+    """That nobody expects a derivative: there is none yet, and a result without one would be used
     as a constant."""
+    if forward_ad._current_level >= 0:
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            if forward_ad.unpack_dual(x).tangent is not None:
+                raise UnsupportedError(
+                    "there is no forward-mode derivative in this version",
+                    got=f"{name} has a tangent",
+                    expected="inputs that have none",
+                    fix=f"pass forward_ad.unpack_dual({name}).primal, or use "
+                    "cute_fa.reference.dense.attention",
+                )
     if not torch.is_grad_enabled():
         return
     for name, x in (("q", q), ("k", k), ("v", v)):

@@ -22,6 +22,7 @@ from torch import Tensor, is_grad_enabled
 from torch._C import _len_torch_dispatch_stack as dispatch_modes
 from torch._C import _len_torch_function_stack as function_modes
 from torch._C._functorch import peek_interpreter_stack as functorch_transforms
+from torch.autograd import forward_ad
 
 from cute_fa.target import Target
 
@@ -163,6 +164,8 @@ def find(key: Any, q: Tensor, k: Tensor, v: Tensor, more: More = ()) -> Plan | N
         if x is not None and x.is_neg():
             return None
     if (q.requires_grad or k.requires_grad or v.requires_grad) and is_grad_enabled():
+        return None
+    if forward_ad._current_level >= 0:
         return None
     return plan
 

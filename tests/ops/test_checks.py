@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from cute_fa.errors import CuteFAError, InvalidArgumentError, InvalidTypeError, UnsupportedError
 from cute_fa.ops import checks, flash_attn_func, sources
@@ -249,6 +250,23 @@ def test_every_architecture_is_served_by_both_rungs(arch, generation):
     for dim in (8, 32, 64, 96, 128, 192, 256):
         call = check(*tensors(dim=dim, dim_v=dim), arch=arch, generation=generation)
         assert (call.generation, call.target.arch) == (generation, arch)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_no_tangent_is_dropped(name):
+    """A result without a tangent would count as a constant: jvp would give 0."""
+    values = dict(zip("qkv", torch.zeros(3, 1, 8, 2, 64).half(), strict=True))
+
+    def attend(x):
+        return flash_attn_func(**{**values, name: x})
+
+    with pytest.raises(UnsupportedError, match=f"{name} has a tangent"):
+        torch.func.jvp(attend, (values[name],), (values[name],))
+    with forward_ad.dual_level(), torch.no_grad():
+        dual = forward_ad.make_dual(values[name], values[name])
+        with pytest.raises(UnsupportedError, match=f"{name} has a tangent"):
+            attend(dual)
+        assert check_call(**values, options=Options()).has_work, "others have none"
 
 
 def test_gradients_are_only_refused_where_they_would_flow():

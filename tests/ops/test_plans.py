@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import cute_fa
 from cute_fa import sim
@@ -232,6 +233,8 @@ def test_what_may_differ_is_looked_at(known: tuple[tuple[Tensor, ...], Gpu]) -> 
     with_gradient = q.clone().requires_grad_()
     with pytest.raises(UnsupportedError, match="no backward"):
         cute_fa.flash_attn_func(with_gradient, k, v, causal=True)
+    with forward_ad.dual_level(), pytest.raises(UnsupportedError, match="q has a tangent"):
+        cute_fa.flash_attn_func(forward_ad.make_dual(q, q), k, v, causal=True)
     checked = gpu.checked
     with torch.no_grad():
         cute_fa.flash_attn_func(with_gradient, k, v, causal=True)
@@ -265,8 +268,9 @@ def test_other_kernels_are_asked_for(known: tuple[tuple[Tensor, ...], Gpu], tmp_
         del sources._sources[name]
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_what_cannot_be_a_key_is_checked(known: tuple[tuple[Tensor, ...], Gpu]) -> None:
-    (q, k, v), gpu = known
+    (q, k, v), _ = known
     nested = torch.nested.nested_tensor([q[0], q[0][:3]])
     for odd in (q.tolist(), torch.nn.Parameter(q, False), nested):
         assert key_for(odd, k, v, causal=True) is None
