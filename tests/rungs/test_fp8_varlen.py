@@ -16,6 +16,7 @@ from cute_fa.quant import BLOCK_ROWS, QuantizedQKV
 from cute_fa.testing.inputs import (
     extreme_inputs,
     index_coded_inputs,
+    normal_inputs,
     one_hot_inputs,
     quantized_inputs,
 )
@@ -61,6 +62,18 @@ def test_structured_inputs(rung, make):
     inputs = make(USED)
     assert inputs.v.view(torch.uint8).eq(NAN_BYTE).any()
     rung.check(USED, inputs)
+
+
+def test_strides_and_offsets_beyond_32_bits(rung):
+    """Views with NaN between their rows; rows of K 2²⁵ bytes apart, so that the second sequence
+    begins 2³¹ bytes from the first."""
+    rung.check(USED, normal_inputs(USED, layouts=("sliced", "heads_first", "packed")))
+    packing = Packing.of_lengths((3, 9), (66, 10), (3, 8), (64, 10))
+    problem = VarlenProblem.of(replace(CAUSAL, heads_q=1, heads_k=1), packing)
+    inputs = index_coded_inputs(problem)
+    far = torch.empty(76 << 25, dtype=inputs.k.dtype).as_strided(inputs.k.shape, (1 << 25, 64, 1))
+    far.copy_(inputs.k)
+    rung.check(problem, inputs._replace(k=far))
 
 
 def test_sequences_are_what_dense_calls_make_of_them(rung):
