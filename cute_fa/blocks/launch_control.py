@@ -66,8 +66,6 @@ class Answers(Ring):
         cute.arch.fence_view_async_shared()
         cute.arch.sync_warp()
         self.release(n)
-        # What follows may be one TMA copy by the whole warp: not two by parts of it.
-        cute.arch.sync_warp()
         return is_granted != 0, index
 
     def _answer(self, n) -> cute.Pointer:

@@ -11,7 +11,7 @@ did beside each other, by the logical clock or by modelled cycles, is :mod:`cute
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,8 @@
 """FA4's synchronisation is needed, all of it: whatever is left out or changed, it shows.
 
-Every rule of the simulator is on, the strict ones too. The survey of every fault takes several
-minutes and is marked slow; what runs by default is a fixed part of it.
+Every rule of the simulator is on, the strict ones too. The surveys of every fault, of a persistent
+kernel and of what cluster launch control adds, take several minutes and are marked slow; what runs
+by default is a fixed part of each.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from dataclasses import replace
 import pytest
 
 from cute_fa.problem import AttentionProblem
+from cute_fa.sim.addresses import SHARED_BASE
+from cute_fa.sim.device import Device
 from cute_fa.sim.hazards import RULES
 from cute_fa.target import get_target
 from cute_fa.testing.fault_survey import POLICIES
-from cute_fa.testing.faults import KINDS, faults
+from cute_fa.testing.faults import KINDS, Fault, faults
 from tests.faults import (
     Redundant,
     assert_survivors_are_redundant,
@@ -77,6 +80,67 @@ def test_every_fault(calls, monkeypatch):
     """At least 95 % are caught, and what is not is argued to be harmless."""
     found = survey(monkeypatch, calls)
     assert_survivors_are_redundant(found, REDUNDANT)
+    assert found.caught >= 0.95 * len(found.verdicts), found.table()
+
+
+# Five tiles of one block; under the random policy one CTA takes all that it is granted.
+ASKING = AttentionProblem(1, 1100, 60, 1, 1, 32, 32, "float16", softmax_scale=-0.2)
+ASKING_PLAN = PLAN | {"is_persistent": False, "has_launch_control": True}
+NEARBY = 8  # instructions between a query of an answer and the end of what belongs to it
+REDUNDANT_IN_ASKING = (
+    Redundant(
+        "fence",
+        r"fence\.proxy\.async\.shared::cta",
+        2,
+        "Of the asking warp and of the one that is furthest ahead: their reads of an answer are "
+        "known, by the next announcement and by the signal that a piece is begun, to warps that "
+        "fence behind the next answer, and these fences come before the slot is filled again.",
+    ),
+)
+
+
+@pytest.fixture
+def launch_control(fa4):
+    """(the call, which faults are those of launch control's own synchronisation)."""
+    config = fa4.config(ASKING, **ASKING_PLAN)
+    call = dense_call(fa4.program(config), config, ASKING)
+    device = Device(TARGET, trace=True, workers=1)
+    call(device)
+    trace = device.launches[-1].trace
+    asker = range(config.scheduler_warp, config.scheduler_warp + 1)
+    used = {
+        address
+        for places in trace.shared_addresses(asker).values()
+        for address in places.get("barrier", ())
+        if address >= SHARED_BASE  # smaller ones are numbers of named barriers
+    }
+    queries = [i.index for i in trace.kernel.body if "query_cancel" in i.opcode]
+
+    def belongs(fault: Fault) -> bool:
+        if fault.barriers:
+            return not used.isdisjoint(fault.barriers)
+        is_near = any(0 < fault.index - query <= NEARBY for query in queries)
+        return is_near and fault.kind in ("fence", "barrier")
+
+    return call, belongs
+
+
+def test_part_of_the_faults_of_launch_control(launch_control, monkeypatch):
+    call, belongs = launch_control
+    chosen = every(6)
+    found = survey(monkeypatch, [call], only=lambda fault: belongs(fault) and chosen(fault))
+    assert_survivors_are_redundant(found, REDUNDANT_IN_ASKING)
+    assert {verdict.outcome for verdict in found.verdicts} >= {"hazard", "deadlock"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_fault_of_launch_control(launch_control, monkeypatch):
+    """Of requests, of the answers' ring and of the signal that a piece is begun: at least 95 %."""
+    call, belongs = launch_control
+    found = survey(monkeypatch, [call], only=belongs)
+    assert_survivors_are_redundant(found, REDUNDANT_IN_ASKING)
+    assert len(found.verdicts) > 40
     assert found.caught >= 0.95 * len(found.verdicts), found.table()
 
 

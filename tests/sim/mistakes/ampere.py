@@ -1,14 +1,14 @@
-"""Programs for sm_80: cp.async, barriers, shuffles, bounds. ``bug`` names what is wrong with them;
-"" is the sound program. All map float32 vectors: ``program(source, out)``.
+"""Programs for sm_80: cp.async, barriers, shuffles, bounds. All map float32 vectors:
+``program(source, out)``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cutlass
 import cutlass.cute as cute
 import cutlass.memory
+
+from tests.sim.mistakes.program import Program
 
 THREADS = 128
 WARPS = THREADS // 32
@@ -16,22 +16,15 @@ TILE = 4 * THREADS
 TILES = 4
 
 
-@dataclass(frozen=True)
-class Program:
-    """One CTA of ``THREADS`` threads with one mistake, or none."""
-
-    bug: str = ""
-
-    def has(self, bug: str) -> bool:
-        """Whether the program is written with this mistake."""
-        return self.bug == bug
+class OneCta(Program):
+    """One CTA of ``THREADS`` threads."""
 
     @cute.jit
     def __call__(self, source: cute.Tensor, out: cute.Tensor):
         self.kernel(source, out).launch(grid=[1, 1, 1], block=[THREADS, 1, 1])
 
 
-class RingCopy(Program):
+class RingCopy(OneCta):
     """``out[t, i] = source[t, TILE-1-i]``: tiles come through a ring of two slots by cp.async."""
 
     @cute.kernel
@@ -77,7 +70,7 @@ class RingCopy(Program):
             cute.arch.cp_async_commit_group()
 
 
-class Exchange(Program):
+class Exchange(OneCta):
     """``out[i] = source[i] + source[i ^ 64]``: warps exchange values in shared memory."""
 
     @cute.kernel
@@ -129,7 +122,7 @@ class Exchange(Program):
         out[thread] = source[thread] + staged[thread ^ 64]
 
 
-class WarpSums(Program):
+class WarpSums(OneCta):
     """``out[i]`` = the sum of all ``THREADS`` numbers: by shuffles, then through shared memory."""
 
     @cute.kernel
@@ -157,7 +150,7 @@ class WarpSums(Program):
         out[thread] = whole
 
 
-class Shift(Program):
+class Shift(OneCta):
     """``out[i] = source[i + 1]``, 0 at the end, for vectors that are no multiple of the CTA."""
 
     @cute.kernel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,6 +16,9 @@ from cute_fa.sim.device import Device
 from cute_fa.sim.execute import Launch
 
 POLICIES = (("eager", 0), ("late", 0), ("random", 1), ("random", 2))
+
+FOUND_AT_THE_END = ("mbarrier-transactions", "copy-never-awaited", "tmem-leak")
+"""Rules about what a CTA leaves behind, which is no warp's."""
 
 Data = tuple[torch.Tensor, ...]  # inputs, then one output
 
@@ -86,4 +89,5 @@ def assert_reported(arch: str, mistake: Mistake, make: Callable[[], Data]) -> No
         first = found[0]
         assert first.ptx_line and first.ptx_text, first
         assert first.source and file and file.split("/")[-1] in first.source, first
-        assert first.cta is not None and first.warp is not None, first
+        assert first.cta is not None, first
+        assert first.warp is not None or first.rule in FOUND_AT_THE_END, first
