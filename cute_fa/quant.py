@@ -138,43 +138,6 @@ def quantize_varlen_qkv(
     return QuantizedQKV(*stored, *descales)
 
 
-def _quantize_packed(
-    x: Tensor,
-    heads_k: int,
-    block_rows: int | None,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    used: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """``quantize`` of packed x (T, H, D): stored (T, H, D), descales (B, Hk[, blocks])."""
-    _check_groups(x.shape[1], heads_k, block_rows)
-    batch = cu_seqlens.shape[0] - 1
-    blocks = 1 if block_rows is None else -(-max_seqlen // block_rows)
-    sequence, row, counts = _places(x, cu_seqlens, used)
-    block = 0 if block_rows is None else row // block_rows
-    # One group more, for the rows that do not count.
-    group = torch.where(counts, sequence * blocks + block, batch * blocks)
-    heads = x.masked_fill(~counts[:, None, None], 0.0).float().unflatten(1, (heads_k, -1))
-    of_rows = heads.abs().amax(dim=(2, 3)) if x.numel() else heads.new_zeros(len(x), heads_k)
-    largest = of_rows.new_zeros(batch * blocks + 1, heads_k)
-    largest.scatter_reduce_(0, group[:, None].expand_as(of_rows), of_rows, "amax")
-    descale = _descale_of(largest)
-    stored = _stored(heads / descale[group][..., None, None]).flatten(1, 2)
-    descale = descale[:-1].unflatten(0, (batch, blocks)).transpose(1, 2)  # (B, Hk, blocks)
-    return stored, (descale[..., 0] if block_rows is None else descale).contiguous()
-
-
-def _places(x: Tensor, cu_seqlens: Tensor, used: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each row of packed x: its sequence, which row of it, and whether it counts."""
-    index = torch.arange(x.shape[0], device=x.device)
-    # The last sequence that begins at or before the row; those without rows lie before it.
-    sequence = torch.searchsorted(cu_seqlens, index, right=True) - 1
-    row = index - cu_seqlens[sequence]
-    lengths = cu_seqlens.diff() if used is None else used
-    # Behind all sequences no row counts.
-    return sequence, row, row < torch.nn.functional.pad(lengths, (0, 1))[sequence]
-
-
 def quantize(
     x: Tensor, *, heads_k: int | None = None, block_rows: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -193,34 +156,57 @@ def quantize(
         InvalidTypeError, InvalidArgumentError: as ``quantize_qkv``; heads_k that does not divide H.
     """
     _check("x", x, ("batch", "sequence"))
-    batch, rows, heads, dim = x.shape
+    batch, rows, heads, _ = x.shape
+    borders = rows * torch.arange(batch + 1, device=x.device)
     heads_k = heads if heads_k is None else heads_k
-    _check_groups(heads, heads_k, block_rows)
-    size = max(rows, 1) if block_rows is None else block_rows
-    blocks = -(-rows // size)
-    padded = torch.nn.functional.pad(x.float(), (0, 0, 0, 0, 0, blocks * size - rows))
-    groups = padded.reshape(batch, blocks, size, heads_k, heads // heads_k, dim)
-    largest = (
-        groups.abs().amax(dim=(2, 4, 5))
-        if groups.numel()
-        else groups.new_zeros(batch, blocks, heads_k)
-    )  # (B, blocks, Hk)
-    descale = _descale_of(largest)
-    stored = _stored(groups / descale[:, :, None, :, None, None])
-    stored = stored.reshape(batch, blocks * size, heads, dim)[:, :rows].contiguous()
-    descale = descale.transpose(1, 2).contiguous()  # (B, Hk, blocks)
-    if block_rows is None:
-        descale = descale[..., 0] if blocks else descale.new_ones(batch, heads_k)
-    return stored, descale
+    stored, descale = _quantize_packed(x.flatten(0, 1), heads_k, block_rows, borders, rows)
+    return stored.view(x.shape), descale
 
 
-def _descale_of(largest: Tensor) -> Tensor:
-    return torch.where(largest > 0.0, largest / FP8_MAX, 1.0)
-
-
-def _stored(scaled: Tensor) -> Tensor:
+def _quantize_packed(
+    x: Tensor,
+    heads_k: int,
+    block_rows: int | None,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    used: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``quantize`` of packed x (T, H, D): stored (T, H, D), descales (B, Hk[, blocks])."""
+    _check_groups(x.shape[1], heads_k, block_rows)
+    batch = cu_seqlens.shape[0] - 1
+    blocks = 1 if block_rows is None else -(-max_seqlen // block_rows)
+    sequence, row, counts = _places(x, cu_seqlens, used)
+    block = 0 if block_rows is None else row // block_rows
+    if x.device.type == "cpu" and bool((row[counts] >= max_seqlen).any()):
+        raise InvalidArgumentError(
+            "the longest length is smaller than a sequence",
+            got=max_seqlen,
+            expected=f"at least {int(row[counts].max()) + 1}",
+            fix="max_seqlen_q and max_seqlen_k count the rows of the longest sequence",
+        )
+    # One group more, for the rows that do not count.
+    group = torch.where(counts, sequence * blocks + block, batch * blocks)
+    heads = x.masked_fill(~counts[:, None, None], 0.0).float().unflatten(1, (heads_k, -1))
+    of_rows = heads.abs().amax(dim=(2, 3)) if x.numel() else heads.new_zeros(len(x), heads_k)
+    largest = of_rows.new_zeros(batch * blocks + 1, heads_k)
+    largest.scatter_reduce_(0, group[:, None].expand_as(of_rows), of_rows, "amax")
+    descale = torch.where(largest > 0.0, largest / FP8_MAX, 1.0)
     # Division may round the largest element up past 448, which e4m3 has no number for.
-    return scaled.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    scaled = (heads / descale[group][..., None, None]).clamp(-FP8_MAX, FP8_MAX)
+    stored = scaled.to(torch.float8_e4m3fn).flatten(1, 2)
+    descale = descale[:-1].unflatten(0, (batch, blocks)).transpose(1, 2)  # (B, Hk, blocks)
+    return stored, (descale[..., 0] if block_rows is None else descale).contiguous()
+
+
+def _places(x: Tensor, cu_seqlens: Tensor, used: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row of packed x: its sequence, which row of it, and whether it counts."""
+    index = torch.arange(x.shape[0], device=x.device)
+    # The last sequence that begins at or before the row; those without rows lie before it.
+    sequence = torch.searchsorted(cu_seqlens, index, right=True) - 1
+    row = index - cu_seqlens[sequence]
+    lengths = cu_seqlens.diff() if used is None else used
+    # Behind all sequences no row counts.
+    return sequence, row, row < torch.nn.functional.pad(lengths, (0, 1))[sequence]
 
 
 def dequantize(stored: Tensor, descale: Tensor, *, block_rows: int | None = None) -> Tensor:

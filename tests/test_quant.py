@@ -112,6 +112,7 @@ def test_no_packed_sequences_are_no_descales() -> None:
         ({"cu_seqlens_q": torch.zeros(0).int()}, InvalidArgumentError, "cu_seqlens_q does not"),
         ({"cu_seqlens_k": torch.zeros(3).int()}, InvalidArgumentError, r"shape \(2,\)"),
         ({"seqused_k": torch.zeros(2).int()}, InvalidArgumentError, r"shape \(1,\)"),
+        ({"max_seqlen_k": 7}, InvalidArgumentError, "at least 8"),
         ({"block_rows": 0}, InvalidArgumentError, "block_rows"),
     ],
 )
