@@ -16,7 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cute_fa.reference.dense import Window, visible_mask
+from cute_fa.reference.dense import Window
+from cute_fa.reference.operands import Operands
 
 NEG_INF = float("-inf")
 
@@ -47,15 +48,10 @@ def forward(
     Returns:
         out (B, Sq, Hq, Dv) in q's dtype, lse (B, Hq, Sq); rows that see nothing have 0 and −inf.
     """
-    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
-    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    seqlen_q, seqlen_k, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
-    visible = visible_mask(
-        seqlen_q, seqlen_k, causal=causal, window_size=window_size, device=q.device
+    mQ, mK, mV, scale, visible = Operands.of(
+        q, k, v, softmax_scale=softmax_scale, causal=causal, window_size=window_size
     )
-    mQ = q.transpose(1, 2).to(compute)  # (B, Hq, Sq, D)
-    mK = k.transpose(1, 2).to(compute).repeat_interleave(groups, dim=1)  # (B, Hq, Sk, D)
-    mV = v.transpose(1, 2).to(compute).repeat_interleave(groups, dim=1)  # (B, Hq, Sk, Dv)
+    seqlen_q, seqlen_k = visible.shape
 
     o_accum = mQ.new_zeros(*mQ.shape[:-1], v.shape[-1])  # (B, Hq, Sq, Dv)
     row_max = mQ.new_full(mQ.shape[:-1], NEG_INF)  # (B, Hq, Sq)
@@ -89,7 +85,7 @@ def forward(
             # O ← (l e^(m − m') O + e^(m̃ − m') P̃ V) / l'   (M, Dv)
             inverse = torch.where(new_sum == 0.0, 0.0, 1.0 / new_sum)
             scale_old, scale_new = old_sum * inverse, tile_scale * inverse
-            partial_o = P.to(q.dtype).to(compute) @ V
+            partial_o = P.to(q.dtype).to(mQ.dtype) @ V
             o_accum[:, :, rows] = (
                 scale_old[..., None] * o_accum[:, :, rows] + scale_new[..., None] * partial_o
             )

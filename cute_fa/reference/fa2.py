@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cute_fa.reference.dense import Window, visible_mask
+from cute_fa.reference.dense import Window
+from cute_fa.reference.operands import Operands
 
 NEG_INF = float("-inf")
 
@@ -29,15 +30,10 @@ def forward(
     tile_n: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """Attention and its log-sum-exp by FA2's loop; arguments and results as ``fa1.forward``."""
-    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
-    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    seqlen_q, seqlen_k, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
-    visible = visible_mask(
-        seqlen_q, seqlen_k, causal=causal, window_size=window_size, device=q.device
+    mQ, mK, mV, scale, visible = Operands.of(
+        q, k, v, softmax_scale=softmax_scale, causal=causal, window_size=window_size
     )
-    mQ = q.transpose(1, 2).to(compute)  # (B, Hq, Sq, D)
-    mK = k.transpose(1, 2).to(compute).repeat_interleave(groups, dim=1)  # (B, Hq, Sk, D)
-    mV = v.transpose(1, 2).to(compute).repeat_interleave(groups, dim=1)  # (B, Hq, Sk, Dv)
+    seqlen_q, seqlen_k = visible.shape
     out = mQ.new_empty(*mQ.shape[:-1], v.shape[-1])  # (B, Hq, Sq, Dv)
     lse = mQ.new_empty(mQ.shape[:-1])  # (B, Hq, Sq)
 
@@ -67,7 +63,7 @@ def forward(
             row_max = new_max
 
             # O ← e^(m − m') O + P V   (M, Dv) = (M, N) @ (N, Dv)
-            acc_O = rescale[..., None] * acc_O + P.to(q.dtype).to(compute) @ mV[:, :, columns]
+            acc_O = rescale[..., None] * acc_O + P.to(q.dtype).to(mQ.dtype) @ mV[:, :, columns]
 
         inverse = torch.where(row_sum == 0.0, 1.0, 1.0 / row_sum)
         out[:, :, rows] = inverse[..., None] * acc_O

@@ -23,8 +23,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from cute_fa.reference.dense import Window, visible_mask
+from cute_fa.reference.dense import Window
 from cute_fa.reference.events import interleave
+from cute_fa.reference.operands import Operands
 
 NEG_INF = float("-inf")
 LOAD = -1
@@ -174,14 +175,17 @@ def _not_issued() -> Tensor:
 class _Problem:
     """Inputs by head, and what every strip needs of them."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor, num_consumers: int):
-        compute = torch.float64 if q.dtype == torch.float64 else torch.float32
-        groups = q.shape[2] // k.shape[2]
-        self.q = q.transpose(1, 2).to(compute)  # (B, Hq, Sq, D)
-        self.k = k.transpose(1, 2).to(compute).repeat_interleave(groups, dim=1)  # (B, Hq, Sk, D)
-        self.v = v.transpose(1, 2).to(compute).repeat_interleave(groups, dim=1)  # (B, Hq, Sk, Dv)
-        self.p_dtype, self.visible, self.num_consumers = q.dtype, visible, num_consumers
-        self.score: Callable[[Tensor], Tensor] = lambda s: s
+    def __init__(
+        self, operands: Operands, softcap: float, p_dtype: torch.dtype, num_consumers: int
+    ) -> None:
+        self.q, self.k, self.v, self.scale, self.visible = operands
+        self.softcap, self.p_dtype, self.num_consumers = softcap, p_dtype, num_consumers
+
+    def score(self, s: Tensor) -> Tensor:
+        """Scores of raw products."""
+        if self.softcap > 0.0:
+            return self.softcap * torch.tanh(self.scale * s / self.softcap)
+        return self.scale * s
 
     def strips(self, rows: slice) -> list[slice]:
         """``rows`` in as many runs as there are consumers; the last may be short or empty."""
@@ -241,16 +245,12 @@ def forward(
         num_consumers: strips that a row tile is cut into.
         stages: depth of the K ring and of the V ring.
     """
-    seqlen_q, seqlen_k = q.shape[1], k.shape[1]
-    visible = visible_mask(
-        seqlen_q, seqlen_k, causal=causal, window_size=window_size, device=q.device
+    operands = Operands.of(
+        q, k, v, softmax_scale=softmax_scale, causal=causal, window_size=window_size
     )
-    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    problem = _Problem(q, k, v, visible, num_consumers)
-    if softcap > 0.0:
-        problem.score = lambda s: softcap * torch.tanh(scale * s / softcap)
-    else:
-        problem.score = lambda s: scale * s
+    visible = operands.visible
+    seqlen_q, seqlen_k = visible.shape
+    problem = _Problem(operands, softcap, q.dtype, num_consumers)
     out = problem.q.new_empty(*problem.q.shape[:-1], v.shape[-1])  # (B, Hq, Sq, Dv)
     lse = problem.q.new_empty(problem.q.shape[:-1])  # (B, Hq, Sq)
     for m_start in range(0, seqlen_q, tile_m):

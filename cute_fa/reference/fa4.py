@@ -31,8 +31,9 @@ from cute_fa.exp2 import (
     MIN_EXPONENT,
     polynomial_pairs,
 )
-from cute_fa.reference.dense import Window, visible_mask
+from cute_fa.reference.dense import Window
 from cute_fa.reference.events import interleave
+from cute_fa.reference.operands import Operands
 
 NEG_INF = float("-inf")
 LOG2_E = math.log2(math.e)
@@ -369,19 +370,17 @@ def forward(
         rescale_threshold: growth of a row's maximum that O is not rescaled for, in log2 units.
         counts: where to count rescales.
     """
-    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
-    seqlen_q, seqlen_k, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
-    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    visible = visible_mask(
-        seqlen_q, seqlen_k, causal=causal, window_size=window_size, device=q.device
+    mQ, mK, mV, scale, visible = Operands.of(
+        q, k, v, softmax_scale=softmax_scale, causal=causal, window_size=window_size
     )
+    seqlen_q, seqlen_k = visible.shape
     # The kernel's factors are fp32; a negative scale negates Q.
-    in_fp32 = torch.tensor(scale, dtype=compute)
+    in_fp32 = torch.tensor(scale, dtype=mQ.dtype)
     magnitude = in_fp32.abs() * LOG2_E if scale != 0 else torch.tensor(2.0**-126)
     plan = _Plan(
-        q=q.transpose(1, 2).to(compute) * (-1.0 if scale < 0 and softcap == 0 else 1.0),
-        k=k.transpose(1, 2).to(compute).repeat_interleave(groups, dim=1),
-        v=v.transpose(1, 2).to(compute).repeat_interleave(groups, dim=1),
+        q=mQ * (-1.0 if scale < 0 and softcap == 0 else 1.0),
+        k=mK,
+        v=mV,
         visible=visible,
         p_dtype=q.dtype,
         scale_log2=float(magnitude) if softcap == 0 else softcap * LOG2_E,
@@ -389,7 +388,7 @@ def forward(
         tile_n=tile_n,
         stages=stages,
         threshold=rescale_threshold,
-        cubic=is_cubic(tile_n, pairs_per_chunk if compute == torch.float32 else 0),
+        cubic=is_cubic(tile_n, pairs_per_chunk if mQ.dtype == torch.float32 else 0),
         counts=counts or RescaleCounts(),
     )
     out = plan.q.new_empty(*plan.q.shape[:-1], v.shape[-1])  # (B, Hq, Sq, Dv)

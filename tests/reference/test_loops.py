@@ -88,3 +88,16 @@ def test_low_precision_rounds_p_only(algorithm, dtype):
     bound = 2 * torch.finfo(dtype).eps * v.double().abs().max()
     assert (out.double() - expected).abs().max() < bound
     torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-5)
+
+
+@ALGORITHMS
+@pytest.mark.parametrize("rises", [True, False], ids=["rising", "falling"])
+def test_scores_that_differ_by_50_from_block_to_block(algorithm, rises):
+    """In either direction: what came before a greater maximum is scaled away, not lost; what comes
+    after it adds e⁻⁵⁰ of it."""
+    q = torch.ones(1, 3, 1, 8, dtype=torch.float64)
+    steps = torch.arange(6, dtype=torch.float64) if rises else 5.0 - torch.arange(6)
+    v = steps.double().reshape(1, 6, 1, 1).expand(1, 6, 1, 8)
+    out, lse = algorithm.forward(q, 50.0 * v, v, softmax_scale=1 / 8, tile_m=2, tile_n=1)
+    torch.testing.assert_close(out, torch.full_like(out, 5.0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(lse, torch.full_like(lse, 250.0), rtol=1e-12, atol=0)
