@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from cute_fa.sim.device import Device
     from cute_fa.sim.execute import Launch
 
-_last = threading.local()
-
 
 def last_launches() -> tuple[Launch, ...]:
     """The simulated launches of this thread's latest call: counters, hazards, grid and so on.
@@ -37,7 +34,7 @@ def last_launches() -> tuple[Launch, ...]:
     Empty if that call ran on a GPU, or had nothing to compute. What a call inside a
     ``with sim.Device(...) as dev`` block launches is kept in ``dev.launches`` too.
     """
-    return getattr(_last, "launches", ())
+    return getattr(plans.latest, "launches", ())
 
 
 def entered_device() -> Device | None:
@@ -52,21 +49,6 @@ def entered_device() -> Device | None:
 def kernel_of(call: Call) -> Any:
     """The kernel that a checked call will run; compiled here if it has to be."""
     return sources.kernel(call.generation, call.target.arch, call.variant, call.kernels)
-
-
-def again(
-    key: Any, q: Tensor, k: Tensor, v: Tensor, more: plans.More
-) -> tuple[Tensor, Tensor] | None:
-    """Launch a call that is like an earlier one on a GPU; None if it has to be checked.
-
-    Args:
-        key, more: of ``plans.key_of``.
-    """
-    plan = plans.find(key, q, k, v, more)
-    if plan is None:
-        return None
-    _last.launches = ()
-    return plan.run(q, k, v, more)
 
 
 def forward(
@@ -91,8 +73,8 @@ def forward(
         logarithm; of packed sequences (Tq, Hq, Dv) and (Hq, Tq), with 0 and -inf in rows that do
         not count. Both are contiguous and new.
     """
-    _last.launches = ()
     if not call.has_work:
+        plans.latest.launches = ()
         out, lse = empty_outputs(q, v)
         return out.zero_(), lse.fill_(-math.inf)
     plan = make_plan(q, v, call, device)
@@ -196,7 +178,7 @@ def run_sim(kernel: Any, device: Device | None, arguments: tuple[Any, ...]) -> N
     try:
         device.bind(kernel.host("sim"), kernel.ptx)(*arguments)
     finally:
-        _last.launches = tuple(device.launches[before:])
+        plans.latest.launches = tuple(device.launches[before:])
 
 
 def _scalars(problem: AttentionProblem) -> tuple[float, float, int, int]:

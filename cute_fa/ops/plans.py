@@ -8,7 +8,9 @@ is looked at: addresses, gradients, and whether torch is tracing or a simulated 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import marshal
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import starmap
 from sys import modules
@@ -33,9 +35,15 @@ More = tuple[Tensor | None, ...]
 Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
 _UNALIGNED = 16 - 1  # bits of an address that ``checks.ALIGNMENT_BYTES`` wants clear
-# Types of arguments that are equal only if they mean the same, as long as the types are equal too.
-_COMPARABLE = {NoneType, bool, int, float, str, tuple, Target}
+# What a plan is kept for; anything else that is legal is checked each time. Objects of these types
+# are equal only if they mean the same. (Whatever has a buffer is marshalled as bytes.)
+_NAMES = {NoneType, str, Target}
+_NUMBERS = {NoneType, bool, int, float}
+_MARSHAL_VERSION = 2  # the last without references, which make equal objects differ
 _plans: dict[Hashable, Plan] = {}
+
+latest = threading.local()
+"""What the latest call of each thread launched on the simulator, if anything: ``launches``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +74,7 @@ class Plan:
         Args:
             more: the call's tensors behind v, in the order of ``key_of``.
         """
+        latest.launches = ()
         device = self.device
         if device is not None and torch._C._cuda_getDevice() != device.index:
             with torch.cuda.device(device):
@@ -111,13 +120,12 @@ def key_of(
         more: the call's tensors behind v, None for one that is left out: for packed sequences
             cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k; then the three descales if any of them
             is given.
-        numbers: softmax_scale, causal, window_size, and all else that may be a number.
+        numbers: all that is a number, a flag, or a pair of them.
         names: all else that decides what is launched.
     """
     if not type(q) is type(k) is type(v) is Tensor:
         return None
     try:
-        left, right = numbers[2]
         return (
             (q.shape, k.shape, v.shape),
             (q.stride(), k.stride(), v.stride()),
@@ -125,13 +133,12 @@ def key_of(
             (q.device, k.device, v.device),
             tuple(map(_kind, more)) if more else more,
             names,
-            numbers,
-            # True is equal to 1 and to 1.0, but only one of them is a legal value.
-            (type(left), type(right)),
-            tuple(map(type, numbers)),
+            # Equal for equal numbers of the same types: True is equal to 1 and to 1.0, but only one
+            # of them is a legal value.
+            marshal.dumps(numbers, _MARSHAL_VERSION),
         )
     except (RuntimeError, TypeError, ValueError):
-        return None  # a nested tensor, which has no strides; or a window that is no pair
+        return None  # a nested tensor, which has no strides; or a number that is none
 
 
 def _kind(x: Tensor | None) -> Hashable:
@@ -172,7 +179,10 @@ def find(key: Any, q: Tensor, k: Tensor, v: Tensor, more: More = ()) -> Plan | N
 
 def remember(key: Any, plan: Plan) -> None:
     """Keep a plan for the calls that have this key."""
-    if key is None or not _COMPARABLE.issuperset((*key[7], *key[8], *map(type, key[5]))):
+    if key is None:
+        return
+    *_, names, numbers = key
+    if not (_NAMES.issuperset(map(type, names)) and _NUMBERS.issuperset(_types(numbers))):
         return
     if len(_plans) >= MAX_PLANS:
         _plans.clear()
@@ -180,6 +190,11 @@ def remember(key: Any, plan: Plan) -> None:
         _plans[key] = plan
     except TypeError:
         return
+
+
+def _types(numbers: bytes) -> Iterator[type]:
+    for number in marshal.loads(numbers):
+        yield from map(type, number if isinstance(number, (tuple, list)) else (number,))
 
 
 def forget() -> None:

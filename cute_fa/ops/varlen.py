@@ -119,9 +119,10 @@ def flash_attn_varlen_func(
     key = None
     if not is_dynamo_compiling():  # tensors say whether anything else traces
         key = plans.key_of(q, k, v, more, numbers, names)
-        known = launch.again(key, q, k, v, more)
-        if known is not None:
-            return known if return_lse else known[0]
+        plan = plans.find(key, q, k, v, more)
+        if plan is not None:
+            out, lse = plan.run(q, k, v, more)
+            return (out, lse) if return_lse else out
     options = Options(softmax_scale, causal, window_size, softcap, *names, pack_gqa)
     lengths = Lengths(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q, seqused_k)
     checks.check_flag("deterministic", deterministic)

@@ -252,6 +252,7 @@ def test_every_architecture_is_served_by_both_rungs(arch, generation):
         assert (call.generation, call.target.arch) == (generation, arch)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # forward_ad loads some
 @pytest.mark.parametrize("name", ["q", "k", "v"])
 def test_no_tangent_is_dropped(name):
     """A result without a tangent would count as a constant: jvp would give 0."""
