@@ -276,8 +276,8 @@ def tile_choice(variant: KernelVariant) -> TileChoice:
 def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
     """The plan for ``variant`` on ``target``.
 
-    CTAs are persistent where tiles are short or of different lengths, so that their beginnings and
-    ends weigh: under masks and for packed sequences. See the README's section on schedules.
+    CTAs are persistent: their next tile's loads overlap the end of this one's. See the README's
+    section on schedules.
 
     Raises:
         UnsupportedError: an architecture without wgmma, no tile for the head dims, or heads that do
@@ -299,9 +299,9 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
         target,
         num_consumers=tile.num_consumers,
         tile_n=tile.tile_n_masked if is_narrow else tile.tile_n,
-        is_persistent=is_masked or variant.is_varlen,
+        is_persistent=True,
     )
-    return changed_if_legal(config, has_own_o=True) if config.is_persistent else config
+    return changed_if_legal(config, has_own_o=True)
 
 
 def preferred_group(problem: AttentionProblem | VarlenProblem) -> int:

@@ -28,16 +28,33 @@ def test_dense(fa3, sms):
     assert launch.counters.global_bytes_written == traffic.written
 
 
-def test_both_schedules_give_the_same_bits(fa3):
-    inputs = normal_inputs(BASE)
-    out, lse, launch = fa3.run(BASE, inputs, **SINGLE)
+@pytest.mark.parametrize("sms", [1, 5, 132], ids=lambda n: f"{n}sms")
+@pytest.mark.parametrize("dim", [64, 128], ids=["strips of O", "O in Q's strips"])
+def test_dense_without_a_mask(fa3, dim, sms):
+    """Tiles of one length: as many CTAs as SMs, never more rounds than a CTA for each would need."""
+    problem = replace(BASE, causal=False, head_dim=dim, head_dim_v=dim)
+    config = fa3.config(problem)
+    assert config.is_persistent and config.has_own_o == (dim == 64)
+    tiles = 2 * 2 * -(-500 // config.tile_m)
+    launch = fa3.check(problem, index_coded_inputs(problem), sms=sms, completion="random")
+    assert launch.grid == (min(sms, tiles), 1, 1)
+    traffic = fa3_hbm_traffic(problem, config)
+    assert launch.counters.global_bytes_read == traffic.read
+    assert launch.counters.global_bytes_written == traffic.written
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+def test_both_schedules_give_the_same_bits(fa3, causal):
+    problem = replace(BASE, causal=causal)
+    inputs = normal_inputs(problem)
+    out, lse, launch = fa3.run(problem, inputs, **SINGLE)
     assert launch.grid == (12, 1, 1)
-    other_out, other_lse, _ = fa3.run(BASE, inputs, sms=3)
+    other_out, other_lse, _ = fa3.run(problem, inputs, sms=3)
     assert torch.equal(out, other_out) and torch.equal(lse, other_lse)
 
 
 def test_single_tiles(fa3):
-    """What the plan does without a mask, under one."""
+    """What no plan does by itself."""
     fa3.check(BASE, index_coded_inputs(BASE), **SINGLE)
 
 
