@@ -133,14 +133,18 @@ class BlockEmitter:
     def address(self, operand: ptx.Address, further: int = 0) -> str:
         """An address operand's value, plus ``further`` bytes, as unsigned of the base's width."""
         base, offset = operand.base, operand.offset + further
-        if isinstance(base, ptx.Reg):
-            dtype = self.program.location(base.name).dtype
-        elif isinstance(base, ptx.Symbol):
-            dtype = self.program.symbol_dtype(base.name)
-        else:
-            dtype = "u4" if _fits(base, 32) else "u8"
+        dtype = self._address_dtype(operand)
         text = self.value(base, dtype)
         return self.let(f"add({text}, {self.constant(offset, dtype)})") if offset else text
+
+    def _address_dtype(self, operand: ptx.Address) -> str:
+        """Of an address, by its base."""
+        base = operand.base
+        if isinstance(base, ptx.Reg):
+            return self.program.location(base.name).dtype
+        if isinstance(base, ptx.Symbol):
+            return self.program.symbol_dtype(base.name)
+        return "u4" if _fits(base, 32) else "u8"
 
     def let(self, expr: str) -> str:
         """Give an intermediate result a name."""
@@ -445,14 +449,7 @@ class BlockEmitter:
         before, self.axes = self.axes, 0
         text = self.address(operand)
         axes, self.axes = self.axes, before | self.axes
-        base = operand.base
-        if isinstance(base, ptx.Reg):
-            dtype = self.program.location(base.name).dtype
-        elif isinstance(base, ptx.Symbol):
-            dtype = self.program.symbol_dtype(base.name)
-        else:
-            dtype = "u4" if _fits(base, 32) else "u8"
-        return self._spread(text, dtype, axes)
+        return self._spread(text, self._address_dtype(operand), axes)
 
     def _natural_dtype(self, operand: ptx.Operand) -> str:
         if isinstance(operand, ptx.Reg):

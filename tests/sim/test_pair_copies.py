@@ -36,6 +36,17 @@ def waited(arming_wait: str = "%r12") -> str:
     return passed + wait(0, f"+{BAR}") + "PASSED:\n" + CLUSTER + dump(8) + CLUSTER
 
 
+def _assert_all_are_told(body: str, tensor: Tensor, completion: str) -> None:
+    """Every CTA of four comes past its wait, with the same tile."""
+    got = program(
+        body + waited(), tensor, words=8, ctas=4, cluster=4, arch="sm_100a", completion=completion
+    )
+    assert got.rules == []
+    halves = got.out.reshape(4, 32, 8)
+    assert np.any(halves[0])
+    assert all(np.array_equal(halves[0], half) for half in halves[1:])
+
+
 @POLICIES
 def test_both_ctas_of_a_pair_signal_the_even_one(completion: str) -> None:
     tensor = Tensor((64, 8), (64, 8), swizzle=128)
@@ -44,13 +55,7 @@ def test_both_ctas_of_a_pair_signal_the_even_one(completion: str) -> None:
     and.b32 %r30, %r30, 0xFEFFFFFF;
     @%p0 {COPY}.cta_group::2 [%smem], [%in0, {{%r20, %r21}}], [%r30];
     """
-    got = program(
-        body + waited(), tensor, words=8, ctas=4, cluster=4, arch="sm_100a", completion=completion
-    )
-    assert got.rules == []
-    halves = got.out.reshape(4, 32, 8)
-    assert np.any(halves[0])
-    assert all(np.array_equal(halves[0], half) for half in halves[1:])
+    _assert_all_are_told(body, tensor, completion)
 
 
 @POLICIES
@@ -64,13 +69,7 @@ def test_multicast_signals_the_parity_of_the_barrier(issuer: int, completion: st
     mov.b16 %h1, 15;
     @%p1 {COPY}.multicast::cluster.cta_group::2 [%smem], [%in0, {{%r20, %r21}}], [%r30], %h1;
     """
-    got = program(
-        body + waited(), tensor, words=8, ctas=4, cluster=4, arch="sm_100a", completion=completion
-    )
-    assert got.rules == []
-    halves = got.out.reshape(4, 32, 8)
-    assert np.any(halves[0])
-    assert all(np.array_equal(halves[0], half) for half in halves[1:])
+    _assert_all_are_told(body, tensor, completion)
 
 
 @pytest.mark.parametrize(("group", "distance"), [("", 1), (".cta_group::1", 1), ("", 2)])

@@ -145,6 +145,12 @@ class Decoded:
         """The error to raise for a modifier or operand that is not implemented."""
         return UnsupportedInstruction(self.instr, why)
 
+    def literal(self, operand: ptx.Operand, what: str) -> int:
+        """The value of an operand that PTX wants to be an integer constant."""
+        if not isinstance(operand, ptx.Imm):
+            raise self.unsupported(f"{what} that is not a literal")
+        return operand.value
+
 
 class Emitter(Protocol):
     """What a pure instruction's emitter may ask of the code generator (``sim/codegen.py``)."""

@@ -365,10 +365,7 @@ class BulkWait(Decoded):
 
     def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
         super().__init__(instr, kernel)
-        count = instr.operands[0]
-        if not isinstance(count, ptx.Imm):
-            raise self.unsupported("a group count that is not a literal")
-        self.newest = count.value
+        self.newest = self.literal(instr.operands[0], "a group count")
         self.reads = "read" in instr.parts
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:

@@ -329,10 +329,7 @@ class WaitGroup(Decoded):
         super().__init__(instr, kernel)
         self.newest = 0
         if "wait_group" in instr.parts:
-            count = instr.operands[0]
-            if not isinstance(count, ptx.Imm):
-                raise self.unsupported("a group count that is not a literal")
-            self.newest = count.value
+            self.newest = self.literal(instr.operands[0], "a group count")
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
         queue: CopyQueue = ctx.subsystem(CopyQueue.name)

@@ -26,6 +26,13 @@ ROW_BYTES = 16
 _LANES = np.arange(32)
 
 
+def addressing_lanes(which: np.ndarray | None, mask: Mask, shape: tuple[int, ...]) -> Mask:
+    """The lanes of ``mask`` whose addresses count: ``which`` of a warp's, or all."""
+    if which is None:
+        return mask
+    return np.broadcast_to(which if mask is None else mask & which, shape)
+
+
 class _MatrixAccess(Decoded):
     """``ldmatrix`` and ``stmatrix``: ``count`` core matrices; lanes 8j … 8j+7 address matrix j."""
 
@@ -44,11 +51,9 @@ class _MatrixAccess(Decoded):
         self.transposed = "trans" in parts
         self._addressing = None if self.count == 4 else 8 * self.count > _LANES
 
-    def lanes(self, mask: Mask) -> Mask:
+    def lanes(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
         """The lanes whose addresses count."""
-        if self._addressing is None:
-            return mask
-        return self._addressing[None, None] if mask is None else mask & self._addressing
+        return addressing_lanes(self._addressing, mask, shape)
 
     def count_bytes(self, ctx: BlockContext, addresses: np.ndarray, mask: Mask, way: str) -> None:
         w, c, _ = addresses.shape
@@ -71,9 +76,7 @@ class LdMatrix(_MatrixAccess):
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> tuple[np.ndarray, ...]:
         (addresses,) = sources
-        lanes = self.lanes(mask)
-        if lanes is not None:
-            lanes = np.broadcast_to(lanes, addresses.shape)
+        lanes = self.lanes(mask, addresses.shape)
         self.count_bytes(ctx, addresses, mask, "read")
         rows = ctx.subsystem("shared").load(ctx, addresses, ROW_BYTES, lanes)
         words = rows.view(np.uint32).reshape(*rows.shape[:2], 4, 32)[:, :, : self.count]
@@ -101,9 +104,7 @@ class StMatrix(_MatrixAccess):
         if self.transposed:
             words = fragments.transpose_core(words)
         rows = words.reshape(*addresses.shape, 4).view(WORDS[ROW_BYTES])[..., 0]
-        lanes = self.lanes(mask)
-        if lanes is not None:
-            lanes = np.broadcast_to(lanes, addresses.shape)
+        lanes = self.lanes(mask, addresses.shape)
         self.count_bytes(ctx, addresses, mask, "written")
         ctx.subsystem("shared").store(ctx, addresses, ROW_BYTES, rows, lanes)
 

@@ -20,6 +20,7 @@ import numpy as np
 from cute_fa import ptx
 from cute_fa.sim import accesses
 from cute_fa.sim.isa import Decoded, Mask, effect, register_names
+from cute_fa.sim.isa.matrix import addressing_lanes
 from cute_fa.sim.memory import WORDS
 
 if TYPE_CHECKING:
@@ -67,10 +68,7 @@ class _ByteMatrixAccess(Decoded):
 
     def lanes(self, mask: Mask, shape: tuple[int, ...]) -> Mask:
         """The lanes whose addresses count."""
-        if self._addressing is None:
-            return mask
-        lanes = self._addressing[None, None] if mask is None else mask & self._addressing
-        return np.broadcast_to(lanes, shape)
+        return addressing_lanes(self._addressing, mask, shape)
 
     def count_bytes(self, ctx: BlockContext, addresses: np.ndarray, mask: Mask, way: str) -> None:
         lanes = self.lanes(mask, addresses.shape)

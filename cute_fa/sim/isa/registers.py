@@ -104,10 +104,7 @@ class SetMaxNReg(Decoded):
 
     def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
         super().__init__(instr, kernel)
-        count = instr.operands[0]
-        if not isinstance(count, ptx.Imm):
-            raise self.unsupported("a register count that is not a literal")
-        self.count = count.value
+        self.count = self.literal(instr.operands[0], "a register count")
         self.grows = instr.parts[1] == "inc"
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> LaneSet | None:

@@ -8,8 +8,8 @@ import numpy as np
 
 from cute_fa import ptx
 from cute_fa.sim.hazards import report_lanes
-from cute_fa.sim.isa import Decoded, Mask, WaitReason, blocking, effect
-from cute_fa.sim.isa.tcgen05_mma import cta_groups
+from cute_fa.sim.isa import Mask, WaitReason, blocking, effect
+from cute_fa.sim.isa.tcgen05_mma import TensorInstruction
 from cute_fa.sim.tensor_allocation import Request, TensorAllocation
 from cute_fa.sim.tensor_memory import check_whole_warps
 
@@ -18,19 +18,11 @@ if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext
 
 
-class _Management(Decoded):
-    """What the three share: the group, and going through the executing warps."""
+class _Management(TensorInstruction):
+    """What the three share: going through the executing warps."""
 
     counter_class = "tmem_alloc"
     collective = True
-
-    def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
-        super().__init__(instr, kernel)
-        groups = [part for part in instr.parts if part.startswith("cta_group::")]
-        if groups not in (["cta_group::1"], ["cta_group::2"]):
-            raise self.unsupported("a .cta_group of 1 or 2 is needed")
-        self.pair = groups[0] == "cta_group::2"
-        self.mixed = len(cta_groups(kernel)) > 1
 
     def warps(self, ctx: BlockContext, mask: Mask) -> list[tuple[int, int, int]]:
         """(w, c, first active lane) of every executing warp, in the rectangle's coordinates."""

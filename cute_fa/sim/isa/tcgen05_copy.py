@@ -52,13 +52,9 @@ class TensorCopy(ThreadIssued):
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
         addresses, descriptors = sources
         queues: TensorQueues = ctx.subsystem(TensorQueues.name)
-        w0, _, c0, _ = ctx.rect
-        for at in self.threads(ctx, mask):
-            warp, slot = w0 + at[0], c0 + at[1]
-            issuer = Issuer(slot, warp, warp + 1)
-            slots = self.slots(ctx, slot, warp)
+        for at, issuer, slots in self.issues(ctx, mask):
             descriptor = int(descriptors[at])
-            if slots is None or not self._descriptor_good(ctx, descriptor, issuer):
+            if not self._descriptor_good(ctx, descriptor, issuer):
                 continue
             copy = Copy(
                 self.instr,
@@ -105,17 +101,11 @@ class TensorShift(ThreadIssued):
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
         queues: TensorQueues = ctx.subsystem(TensorQueues.name)
-        w0, _, c0, _ = ctx.rect
-        for at in self.threads(ctx, mask):
-            warp, slot = w0 + at[0], c0 + at[1]
-            issuer = Issuer(slot, warp, warp + 1)
-            slots = self.slots(ctx, slot, warp)
+        for at, issuer, slots in self.issues(ctx, mask):
             address = int(sources[0][at])
-            if slots is None:
-                continue
             if (address >> 16) % QUARTER_LANES:
                 text = f"a shift from lane {address >> 16}, no multiple of {QUARTER_LANES}"
-                report_warp(ctx, "tmem-operands", text, slot, warp, address=address)
+                report_warp(ctx, "tmem-operands", text, issuer.slot, issuer.first, address=address)
                 continue
             shift = Shift(self.instr, issuer, at[2], self.pair, slots, address)
             if shift.begin(ctx, queues.row):

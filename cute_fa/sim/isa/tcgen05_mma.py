@@ -6,6 +6,7 @@ One thread issues a product; the tensor core's side is in :mod:`cute_fa.sim.umma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,13 @@ def cta_groups(kernel: ptx.Kernel) -> frozenset[str]:
     )
 
 
-class ThreadIssued(Decoded):
-    """What the instructions that one thread issues share."""
+class TensorInstruction(Decoded):
+    """What the instructions of one CTA or of a pair share.
+
+    Attributes:
+        pair: ``.cta_group::2``.
+        mixed: whether the kernel's instructions name both groups, which they may not.
+    """
 
     def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
         super().__init__(instr, kernel)
@@ -53,12 +59,21 @@ class ThreadIssued(Decoded):
         self.pair = groups == ["cta_group::2"]
         self.mixed = len(cta_groups(kernel)) > 1
 
-    def threads(self, ctx: BlockContext, mask: Mask) -> list[At]:
-        """The executing threads."""
-        active = ctx.lanes.dense_mask() if mask is None else mask
-        return [(int(w), int(c), int(lane)) for w, c, lane in np.argwhere(active)]
 
-    def slots(self, ctx: BlockContext, slot: int, warp: int) -> tuple[int, ...] | None:
+class ThreadIssued(TensorInstruction):
+    """What the instructions that one thread issues share."""
+
+    def issues(self, ctx: BlockContext, mask: Mask) -> Iterator[tuple[At, Issuer, tuple[int, ...]]]:
+        """Of each executing thread, its place, itself, and the CTAs that take part."""
+        active = ctx.lanes.dense_mask() if mask is None else mask
+        w0, _, c0, _ = ctx.rect
+        for w, c, lane in np.argwhere(active).tolist():
+            warp, slot = w0 + w, c0 + c
+            slots = self._slots(ctx, slot, warp)
+            if slots is not None:
+                yield (w, c, lane), Issuer(slot, warp, warp + 1), slots
+
+    def _slots(self, ctx: BlockContext, slot: int, warp: int) -> tuple[int, ...] | None:
         """The CTAs that take part, in rank order; None if the pair has no second CTA."""
         if self.mixed:
             text = "the kernel's tcgen05 instructions name .cta_group::1 and .cta_group::2"
@@ -183,14 +198,10 @@ class TensorMma(ThreadIssued):
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
         queues: TensorQueues = ctx.subsystem(TensorQueues.name)
-        w0, _, c0, _ = ctx.rect
         d, a, b, idesc, enable, *rest = sources
-        for at in self.threads(ctx, mask):
-            warp, slot = w0 + at[0], c0 + at[1]
-            issuer = Issuer(slot, warp, warp + 1)
-            slots = self.slots(ctx, slot, warp)
+        for at, issuer, slots in self.issues(ctx, mask):
             form = self._form(ctx, int(idesc[at]), issuer)
-            if slots is None or form is None:
+            if form is None:
                 continue
             in_tmem = int(a[at]) if self.a_in_tmem else None
             product, scales = self._product(ctx, form, int(d[at]), in_tmem, at, rest, issuer)
@@ -212,7 +223,7 @@ class TensorMma(ThreadIssued):
                 b_scales=scales[1],
             )
             if not mma.begin(ctx, queues):
-                queues.finish([mma], slot, np.uint32(0))  # what it began to access
+                queues.finish([mma], issuer.slot, np.uint32(0))  # what it began to access
             else:
                 self._count(ctx, mma)
                 queues.issue(mma)
@@ -361,15 +372,11 @@ class TensorCommit(ThreadIssued):
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
         queues: TensorQueues = ctx.subsystem(TensorQueues.name)
         table: Mbarriers = ctx.subsystem(Mbarriers.name)
-        w0, _, c0, _ = ctx.rect
-        for at in self.threads(ctx, mask):
-            warp, slot = w0 + at[0], c0 + at[1]
-            if self.slots(ctx, slot, warp) is None:
-                continue
+        for at, issuer, _ in self.issues(ctx, mask):
             addresses = [int(sources[0][at])]
             if self.multicast:
                 ranks, low = int(sources[1][at]), addresses[0] & SHARED_OFFSET_MASK
                 addresses = [rank << RANK_SHIFT | low for rank in range(16) if ranks >> rank & 1]
-            found = [table.find(ctx, address, slot, warp) for address in addresses]
+            found = [table.find(ctx, address, issuer.slot, issuer.first) for address in addresses]
             bars = [bar for bar in found if bar is not None]
-            queues.commit(ctx, Issuer(slot, warp, warp + 1), at[2], self.pair, bars)
+            queues.commit(ctx, issuer, at[2], self.pair, bars)

@@ -198,10 +198,7 @@ class WgmmaWait(_Wgmma):
 
     def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
         super().__init__(instr, kernel)
-        count = instr.operands[0]
-        if not isinstance(count, ptx.Imm):
-            raise self.unsupported("a group count that is not a literal")
-        self.newest = count.value
+        self.newest = self.literal(instr.operands[0], "a group count")
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> LaneSet | None:
         cores: TensorCores = ctx.subsystem(TensorCores.name)
