@@ -24,11 +24,11 @@ MAY_IMPORT = {
     "blocks": BOTTOM,
     **{rung: BOTTOM | {"blocks"} for rung in RUNGS},
     "build": BOTTOM | {"ptx", "asm", "sim", "blocks"} | RUNGS,
-    "testing": BOTTOM | {"ptx", "sim", "reference"},
+    "testing": BOTTOM | {"ptx", "sim", "quant", "reference"},
     "ops": BOTTOM | {"ptx", "asm", "sim", "build", "quant", "reference"},
     "integrations": BOTTOM | {"ops"},
     "bench": BOTTOM | {"asm", "sim", "build", "reference", "testing", "ops"},
-    "gpu_check": BOTTOM | {"sim", "build", "reference", "testing", "ops", "bench"},
+    "gpu_check": BOTTOM | {"sim", "build", "quant", "reference", "testing", "ops", "bench"},
     "cli": BOTTOM
     | {"ptx", "asm", "sim", "build", "reference", "testing", "ops"}
     | {"bench", "gpu_check"},
