@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,7 @@ def plot(results: Results, folder: Path) -> list[Path]:
 
     written = []
     timed = [row for row in results.rows if row.seconds is not None]
+    colours = {name: f"C{index}" for index, name in enumerate(timed_providers(timed))}
     for group, dtype in dict.fromkeys((row.group, row.dtype) for row in timed):
         rows = [row for row in timed if (row.group, row.dtype) == (group, dtype)]
         dims = sorted({row.head_dim for row in rows})
@@ -131,16 +132,23 @@ def plot(results: Results, folder: Path) -> list[Path]:
         figure, axes = pyplot.subplots(
             len(masks),
             len(dims),
-            figsize=(5 * len(dims), 3.5 * len(masks)),
+            figsize=(max(7.0, 5 * len(dims)), 3.5 * len(masks) + 0.5),
             squeeze=False,
             layout="constrained",
         )
         for i, causal in enumerate(masks):
             for j, dim in enumerate(dims):
                 panel = [row for row in rows if (row.causal, row.head_dim) == (causal, dim)]
-                _draw(axes[i][j], panel, results.matmul.get(dtype))
+                _draw(axes[i][j], panel, results.matmul.get(dtype), colours)
                 axes[i][j].set_title(f"D {dim}{', causal' if causal else ''}")
-        axes[0][0].legend(fontsize="small")
+        labels = {
+            label: handle
+            for panel in axes.flat
+            for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(
+            labels.values(), labels.keys(), loc="outside lower center", ncols=4, fontsize="small"
+        )
         figure.suptitle(f"{group}, forward, {dtype}: {results.device.get('name', 'no device')}")
         path = folder / f"bench_fwd_{group}_{dtype}.png"
         figure.savefig(path, dpi=120)
@@ -149,24 +157,32 @@ def plot(results: Results, folder: Path) -> list[Path]:
     return written
 
 
-def _draw(axes: Any, rows: Sequence[Row], matmul: float | None) -> None:
+def _draw(axes: Any, rows: Sequence[Row], matmul: float | None, colours: Mapping[str, str]) -> None:
+    """Medians with their 20–80 % span; lines where only the sequence length changes."""
     labels = [f"{row.seqlen}\n{row.heads_q}/{row.heads_k}" for row in rows]
     places = {label: place for place, label in enumerate(dict.fromkeys(labels))}
     for name in timed_providers(rows):
-        points = [
-            (places[label], row)
-            for label, row in zip(labels, rows, strict=True)
-            if row.provider == name
-        ]
-        axes.plot(
-            [place for place, _ in points],
-            [row.tflops for _, row in points],
+        own = [row for row in rows if row.provider == name and row.seconds is not None]
+        x = [places[f"{row.seqlen}\n{row.heads_q}/{row.heads_k}"] for row in own]
+        spans = [row.seconds for row in own if row.seconds is not None]
+        speeds = [row.flops / span.median / 1e12 for row, span in zip(own, spans, strict=True)]
+        below = [v * (1 - s.median / s.p80) for v, s in zip(speeds, spans, strict=True)]
+        above = [v * (s.median / s.p20 - 1) for v, s in zip(speeds, spans, strict=True)]
+        style = "-" if own[0].group == "papers" else "none"
+        axes.errorbar(
+            x,
+            speeds,
+            yerr=(below, above),
+            color=colours[name],
+            linestyle=style,
             marker="o",
+            capsize=3,
             label=name,
         )
     if matmul is not None:
-        axes.axhline(matmul, color="grey", linestyle="--", linewidth=1, label="matmul")
+        axes.axhline(matmul, color="grey", linestyle="--", linewidth=1, label="matrix product")
     axes.set_xticks(list(places.values()), list(places))
-    axes.set_xlabel("sequence length, heads Q/KV")
+    longest = "longest sequence" if rows and rows[0].group == "varlen" else "sequence length"
+    axes.set_xlabel(f"{longest}, heads Q/KV")
     axes.set_ylabel("TFLOP/s")
     axes.set_ylim(bottom=0)

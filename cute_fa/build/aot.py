@@ -18,7 +18,7 @@ from typing import Any
 
 import cute_fa
 from cute_fa.build import keys, manifest
-from cute_fa.build.bundle import Bundle
+from cute_fa.build.bundle import TUNED, Bundle
 from cute_fa.build.compiled import Compiled
 from cute_fa.build.host import HOST_NAME
 from cute_fa.build.parallel import Progress, compile_many
@@ -62,7 +62,8 @@ def write_bundle(
     """Compile the kernels of some presets for some architectures into a bundle.
 
     Args:
-        output: the directory to make; a bundle that is there is replaced, anything else is not.
+        output: the directory to make. A bundle that is there is replaced, its table of tuned
+            kernels too; anything else is not.
         archs, presets: names of ``cute_fa.target.TARGETS`` and ``presets.PRESETS``.
         jobs, progress: of ``compile_many``.
         with_runtime: put the DSL's runtime library (44 MB) into the bundle; without it, the
@@ -75,6 +76,7 @@ def write_bundle(
         BundleError: something else than a bundle is in the way, or it cannot be written.
         CompileError, MissingToolError: the compiler or the linker failed, or is not there.
     """
+    output = output.resolve() if output.is_dir() else output.absolute()
     _check_replaceable(output)
     selected, left_out = select(presets, archs)
     if not selected:
@@ -82,6 +84,7 @@ def write_bundle(
             "no kernel serves what the presets ask for on these architectures",
             got=left_out[0].reason if left_out else None,
         )
+    _check_writable(output)
     kernels, failed = _compile(selected, jobs, progress)
     left_out += failed
     document: dict[str, Any] = {
@@ -188,28 +191,47 @@ def _check_replaceable(output: Path) -> None:
     """That nothing but a bundle would be lost.
 
     Raises:
-        BundleError: the output is there and is not a bundle.
+        BundleError: the output is there and is not a bundle, or has something else in it.
     """
-    if output.is_dir() and (not any(output.iterdir()) or (output / manifest.NAME).is_file()):
+    if not output.exists() and not output.is_symlink():
         return
-    if output.exists() or output.is_symlink():
+    try:
+        if output.is_dir() and not any(output.iterdir()):
+            return
+        others = manifest.strangers(output, allowed=[TUNED])
+    except (OSError, BundleError) as error:
         raise BundleError(
             "something that is not a bundle is in the way",
             got=str(output),
             expected="a name that is free, an empty directory or a bundle to replace",
             fix="choose another output, or remove it",
+        ) from error
+    if others:
+        raise BundleError(
+            "the bundle to replace has something else in it",
+            got=", ".join(others[:8]) + (", …" if others[8:] else ""),
+            expected="what cute-fa aot wrote, and tuned.json",
+            fix="move it elsewhere, or choose another output",
         )
+
+
+def _check_writable(output: Path) -> None:
+    """That a directory can be made beside ``output``: better known before compiling than after."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent):
+            pass
+    except OSError as error:
+        raise BundleError(
+            "a bundle cannot be written here", got=str(error), fix="choose another output"
+        ) from error
 
 
 @contextlib.contextmanager
 def _staging(output: Path) -> Iterator[Path]:
     """A directory beside ``output`` that takes its place if the block ends without an error."""
-    output = output.absolute()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    except OSError as error:
-        raise BundleError("a bundle cannot be written here", got=str(error)) from error
+    _check_writable(output)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         folder = scratch / "new"
         folder.mkdir(mode=0o755)
@@ -222,6 +244,8 @@ def _staging(output: Path) -> Iterator[Path]:
             folder.rename(output)
             undo.pop_all()
     except OSError as error:
-        raise BundleError("a bundle could not be written", got=str(error)) from error
+        raise BundleError(
+            "a bundle could not be written", got=str(error), fix="what was there is untouched"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

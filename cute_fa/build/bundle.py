@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import platform
 import sys
 import threading
@@ -24,7 +25,13 @@ from cute_fa.build import keys, manifest, registry
 from cute_fa.build.compiled import label
 from cute_fa.build.host import load_host, load_library
 from cute_fa.build.toolchain import cuda_driver_version, runtime_library
-from cute_fa.errors import BundleError, CuteFAError, MissingToolError, UnsupportedError
+from cute_fa.errors import (
+    BundleError,
+    CuteFAError,
+    InvalidTypeError,
+    MissingToolError,
+    UnsupportedError,
+)
 from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import Target, get_target, runs_on
 from cute_fa.varlen import VarlenProblem
@@ -112,9 +119,16 @@ class Bundle:
         """Open a bundle.
 
         Raises:
+            InvalidTypeError: the folder is no path.
             BundleError: it is damaged, or made by or for other versions or another platform.
             MissingToolError: something that it needs is not installed.
         """
+        if not isinstance(folder, (str, os.PathLike)):
+            raise InvalidTypeError(
+                "the folder of a bundle is no path",
+                got=type(folder).__name__,
+                expected="a string or a pathlib.Path",
+            )
         self.folder = Path(folder).absolute()
         self.document = manifest.read(self.folder)
         _check_versions(self.document)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,24 @@ def seal(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
     return sealed
 
 
+def strangers(folder: Path, allowed: Collection[str] = ()) -> list[str]:
+    """Files in the folder of a bundle that its manifest does not list and that are not ``allowed``.
+
+    Raises:
+        BundleError: there is no manifest of a bundle, be it of another version.
+    """
+    try:
+        document = json.loads((folder / NAME).read_text())
+        listed = {NAME, *document["files"], *allowed}
+        is_ours = "cute_fa" in document and "format" in document
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _no_bundle(folder) from error
+    if not is_ours:
+        raise _no_bundle(folder)
+    names = (str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+    return sorted(name for name in names if name not in listed)
+
+
 def read(folder: Path) -> dict[str, Any]:
     """The manifest of a bundle, found to be whole.
 
@@ -56,16 +74,19 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / NAME
     try:
         text = path.read_text()
-    except FileNotFoundError:
-        raise BundleError(
-            "this is not a bundle",
-            got=f"no {NAME} in {folder}" if folder.is_dir() else f"no directory {folder}",
-            expected="a directory that cute-fa aot wrote",
-        ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise _no_bundle(folder) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise BundleError("a bundle cannot be read", got=str(error), fix=MAKE_AGAIN) from error
+        raise BundleError(
+            "a bundle cannot be read",
+            got=str(error),
+            expected=f"a {NAME} in UTF-8 that may be read",
+            fix=MAKE_AGAIN,
+        ) from error
     try:
         document = json.loads(text)
+        if isinstance(document, dict) and not {"cute_fa", "digest", "format"} & set(document):
+            raise _no_bundle(folder, f"a {NAME} of something else")
         found, version = document.pop("digest"), document["format"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
@@ -122,6 +143,17 @@ def checksum(path: Path) -> dict[str, Any]:
 
 def _digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _no_bundle(folder: Path, got: str | None = None) -> BundleError:
+    if got is None:
+        got = f"no usable {NAME}" if folder.is_dir() else "no directory"
+    return BundleError(
+        f"this is not a bundle: {folder}",
+        got=got,
+        expected="a directory that cute-fa aot wrote",
+        fix="make one with cute-fa aot -o DIR",
+    )
 
 
 def _damaged(path: Path, why: str) -> BundleError:

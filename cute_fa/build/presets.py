@@ -61,9 +61,9 @@ def _benchmark() -> Iterator[Wish]:
             yield Wish(variant, ("fa1",))
     for dim, causal in itertools.product((64, 128, 256), (False, True)):
         yield Wish(KernelVariant("float8_e4m3fn", dim, dim, causal=causal), ("fa3", "fa4"))
-    for causal in (False, True):
-        dense = KernelVariant("bfloat16", 128, 128, causal=causal)
-        yield Wish(replace(dense, is_varlen=True), ("fa2", "fa3", "fa4"))
+    for dtype, causal in itertools.product(("bfloat16", "float8_e4m3fn"), (False, True)):
+        packed = KernelVariant(dtype, 128, 128, causal=causal, is_varlen=True)
+        yield Wish(packed, ("fa3", "fa4") if dtype == "float8_e4m3fn" else ("fa2", "fa3", "fa4"))
 
 
 def _check() -> Iterator[Wish]:
@@ -89,12 +89,23 @@ def _check() -> Iterator[Wish]:
     for dim, dim_v in ((8, 8), (40, 120), (96, 96), (128, 128), (192, 128), (256, 256)):
         yield Wish(KernelVariant("bfloat16", dim, dim_v, causal=True))
     yield Wish(KernelVariant("float16", 128, 128))
-    yield Wish(KernelVariant("float8_e4m3fn", 128, 128, causal=True))
+    fp8 = KernelVariant("float8_e4m3fn", 128, 128, causal=True)
+    features_of_fp8: tuple[dict[str, Any], ...] = (
+        {},
+        {"has_block_descales": True},
+        {"is_varlen": True, "has_seqused_k": True},
+    )
+    for features in features_of_fp8:
+        yield Wish(replace(fp8, **features), ("fa3", "fa4"))
+    packed_blocks = KernelVariant("float8_e4m3fn", 64, 64, is_varlen=True, has_block_descales=True)
+    yield Wish(packed_blocks, ("fa3", "fa4"))
 
 
-# Per rung: each line is a grid over fields of its config. Illegal combinations (registers, shared
-# memory, divisibility) are dropped by the config itself.
-CANDIDATES: Mapping[str, tuple[Mapping[str, Sequence[Any]], ...]] = {
+Grid = Mapping[str, Sequence[Any]]
+
+# Per rung, for 16-bit inputs: each line is a grid over fields of its config. Illegal combinations
+# (registers, shared memory, divisibility) are dropped by the config itself.
+CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
     "fa2": (
         {"tile_m": (64, 128), "tile_n": (32, 64, 128), "num_threads": (128,), "stages": (1, 2)},
         {"tile_m": (128, 192, 256), "tile_n": (32, 64, 128), "num_threads": (256,), "stages": (2,)},
@@ -108,13 +119,16 @@ CANDIDATES: Mapping[str, tuple[Mapping[str, Sequence[Any]], ...]] = {
         },
         {"num_consumers": (2,), "tile_n": (64, 96, 128), "stages": (3, 4)},
         {"num_consumers": (3,), "tile_n": (48, 64, 80, 96, 112, 128), "stages": (2,)},
-        {"is_persistent": (True, False), "has_own_o": (True, False)},
+        {"is_persistent": (False,), "has_own_o": (False,)},
+        {"is_persistent": (True,), "has_own_o": (True, False)},
+        {"is_persistent": (True,), "has_own_o": (True,), "tile_n": (112, 128, 144, 160)},
     ),
     "fa4": (
         {"polynomial_pairs": (0, 2, 4, 6, 8)},
         {"rescale_threshold": (0.0, 4.0)},
         {"tile_n": (64, 96, 128), "stages": (2, 3, 4)},
-        {"is_persistent": (True, False), "has_own_o": (True, False)},
+        {"is_persistent": (False,), "has_own_o": (False,)},
+        {"is_persistent": (True,), "has_own_o": (True, False)},
         {
             "is_persistent": (False,),
             "has_launch_control": (True,),
@@ -124,12 +138,42 @@ CANDIDATES: Mapping[str, tuple[Mapping[str, Sequence[Any]], ...]] = {
     ),
 }
 
+# The same for FP8 inputs, whose K and V take half the room and have a third ring, or longer tiles.
+FP8_CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
+    "fa3": (
+        {
+            "num_consumers": (2,),
+            "tile_n": (96, 128, 160, 192, 224),
+            "stages": (2,),
+            "has_turns": (True, False),
+        },
+        {"num_consumers": (2,), "tile_n": (96, 128, 160), "stages": (3, 4)},
+        {"num_consumers": (3,), "tile_n": (64, 96, 128, 160), "stages": (2, 3)},
+        {"is_persistent": (False,), "has_own_o": (False,)},
+        {"is_persistent": (True,), "has_own_o": (True, False)},
+    ),
+    "fa4": (
+        {"polynomial_pairs": (0, 2, 4, 6, 8)},
+        {"tile_n": (64, 128), "stages": (2, 3, 4, 6)},
+        {"is_persistent": (True, False)},
+    ),
+}
+
 
 def _tune() -> Iterator[Wish]:
-    """The candidates of ``CANDIDATES`` for the benchmark's bfloat16 variants."""
-    for dim, causal in itertools.product((64, 128, 256), (False, True)):
-        variant = KernelVariant("bfloat16", dim, dim, causal=causal)
-        for generation, grids in CANDIDATES.items():
+    """The candidates for the benchmark's variants in bfloat16, which float16 is like, and in FP8 at
+    the head dim that its goal is set for; beside what they compete with."""
+    found = [
+        (KernelVariant(dtype, dim, dim, causal=causal), table)
+        for dtype, dims, table in (
+            ("bfloat16", (64, 128, 256), CANDIDATES),
+            ("float8_e4m3fn", (128,), FP8_CANDIDATES),
+        )
+        for dim, causal in itertools.product(dims, (False, True))
+    ]
+    for variant, table in found:
+        for generation, grids in table.items():
+            yield Wish(variant, (generation,))
             for grid in grids:
                 for values in itertools.product(*grid.values()):
                     overrides = dict(zip(grid, values, strict=True))
@@ -172,13 +216,17 @@ def select(
     for name in presets:
         if name not in PRESETS:
             raise InvalidArgumentError(
-                "unknown preset", got=repr(name), expected=", ".join(PRESETS)
+                "unknown preset",
+                got=repr(name),
+                expected=", ".join(PRESETS),
+                fix="cute-fa aot --help says what is in each",
             )
     if not targets or not presets:
         raise InvalidArgumentError(
             "a bundle needs an architecture and a preset",
             got=f"{len(targets)} architectures, {len(presets)} presets",
             expected="at least one of each",
+            fix="e.g. --arch sm_90a --preset benchmark",
         )
     wishes = [wish for name in presets for wish in PRESETS[name].wishes()]
     # Defaults first, so that a candidate that equals one does not take its place.

@@ -228,4 +228,5 @@ def benchmark_shapes() -> list[Shape]:
     papers.sort(key=lambda s: (s.padded.head_dim != 128, order[s.padded.dtype]))
     first = [shape for shape in papers if shape.padded.head_dim == 128]
     others = papers[len(first) :]
-    return [*first, *shapes.gqa_shapes(), *shapes.varlen_shapes(), *others]
+    packed = [*shapes.varlen_shapes(), *shapes.varlen_shapes("float8_e4m3fn")]
+    return [*first, *shapes.gqa_shapes(), *packed, *others]

@@ -21,6 +21,7 @@ from cute_fa.errors import (
     BundleError,
     CompileError,
     InvalidArgumentError,
+    InvalidTypeError,
     MissingToolError,
     UnsupportedError,
 )
@@ -203,6 +204,26 @@ def test_a_bundle_of_another_format_or_with_an_altered_manifest(
         Bundle(folder)
 
 
+def test_paths_that_are_no_bundle(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("text")
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / manifest.NAME).write_text('{"name": "an app", "icons": []}')
+    for path, got in (
+        (tmp_path / "nowhere", "no directory"),
+        (file, "no directory"),
+        (tmp_path, f"no usable {manifest.NAME}"),
+        (app, f"a {manifest.NAME} of something else"),
+    ):
+        with pytest.raises(BundleError, match="this is not a bundle") as caught:
+            Bundle(path)
+        assert str(path) in str(caught.value) and got in str(caught.value)
+    for value in (None, 3, ["bundle"]):
+        with pytest.raises(InvalidTypeError, match="no path"):
+            Bundle(value)  # type: ignore[arg-type]
+
+
 def test_a_kernel_that_these_sources_do_not_know(write: Callable[..., Bundle]) -> None:
     made = write(archs=["sm_80"])
     document = json.loads(json.dumps(made.document))
@@ -308,6 +329,56 @@ def test_nothing_but_a_bundle_is_replaced(write: Callable[..., Bundle], tmp_path
     second = write(archs=["sm_90a"], output=tmp_path / "empty")
     assert (first.archs, second.archs) == (("sm_80",), ("sm_90a",))
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_what_else_lies_there_is_not_lost(write: Callable[..., Bundle], tmp_path: Path) -> None:
+    """A project with a manifest of its own, a bundle that notes were put into, and links."""
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / manifest.NAME).write_text('{"name": "an app"}')
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("app", "dangling"):
+        with pytest.raises(BundleError, match="in the way"):
+            write(archs=["sm_80"], output=tmp_path / name)
+    made = write(archs=["sm_80"])
+    (made.folder / bundle.TUNED).write_text("{}")
+    (made.folder / "kernels" / "notes.txt").write_text("precious")
+    with pytest.raises(BundleError, match="something else in it") as e:
+        write(archs=["sm_80"])
+    assert "got:      kernels/notes.txt\n" in str(e.value)
+    (made.folder / "kernels" / "notes.txt").unlink()
+    link = tmp_path / "link"
+    link.symlink_to(made.folder)
+    again = write(archs=["sm_90a"], output=link)
+    assert link.is_symlink() and again.folder == made.folder and again.archs == ("sm_90a",)
+    assert not (made.folder / bundle.TUNED).exists()
+
+
+def test_a_place_that_cannot_be_written_is_known_before_compiling(
+    write: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(*args: Any) -> None:
+        raise AssertionError("it was compiled first")
+
+    monkeypatch.setattr(aot, "_compile", compiled)
+    (tmp_path / "file").write_text("no directory")
+    with pytest.raises(BundleError, match=r"cannot be written here(.|\n)*file"):
+        write(archs=["sm_80"], output=tmp_path / "file" / "bundle")
+
+
+def test_a_disk_that_is_full(
+    write: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = write(archs=["sm_80"])
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr(aot.shutil, "copyfile", full)
+    with pytest.raises(BundleError, match=r"could not be written(.|\n)*No space left"):
+        write(archs=["sm_90a"], with_runtime=True)
+    assert Bundle(before.folder).archs == ("sm_80",)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_failure_leaves_the_old_bundle(write: Callable[..., Bundle], tmp_path: Path) -> None:

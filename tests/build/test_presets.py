@@ -28,3 +28,55 @@ def test_the_presets_are_served(arch: str) -> None:
     assert rungs == {"sm_80": {"fa1", "fa2"}, "sm_90a": {"fa1", "fa2", "fa3"}}.get(
         arch, {"fa1", "fa2", "fa4"}
     )
+
+
+def configs(preset: str, arch: str, generation: str, **features: object) -> list:
+    """Those of a preset's kernels whose variant has these features."""
+    return [
+        each.request.config
+        for each in presets.select([preset], [arch])[0]
+        if each.request.entry.generation == generation
+        and all(getattr(each.request.variant, name) == x for name, x in features.items())
+    ]
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_fa3_tries_schedules_tiles_and_consumers(causal: bool) -> None:
+    found = configs("tune", "sm_90a", "fa3", dtype="bfloat16", head_dim=128, causal=causal)
+    assert {(c.is_persistent, c.has_own_o) for c in found} >= {(False, False), (True, True)}
+    assert (True, False) in {(c.is_persistent, c.has_own_o) for c in found}
+    assert {c.num_consumers for c in found} == {2, 3} and {c.stages for c in found} >= {2, 3}
+    assert {c.tile_n for c in found} >= {64, 128, 160} and len({c.has_turns for c in found}) == 2
+    # Beside strips of O there is no room for 176 columns.
+    assert any(c.tile_n == 176 for c in found) != causal
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_fp8_competes_too(causal: bool) -> None:
+    features = {"dtype": "float8_e4m3fn", "head_dim": 128, "causal": causal}
+    found = configs("tune", "sm_90a", "fa3", **features)
+    assert {c.tile_n for c in found} >= {128, 160, 192, 224}
+    assert {c.num_consumers for c in found} == {2, 3} and {c.stages for c in found} >= {2, 3, 4}
+    assert {c.is_persistent for c in found} == {True, False}
+    blackwell = configs("tune", "sm_100a", "fa4", **features)
+    assert len({c.polynomial_pairs for c in blackwell}) == 5 and len(blackwell) > 8
+
+
+def test_fa4_tries_three_schedules_and_fa2_tiles_on_hopper() -> None:
+    found = configs("tune", "sm_100a", "fa4", dtype="bfloat16", head_dim=128, causal=True)
+    assert {(c.is_persistent, c.has_launch_control) for c in found} == {
+        (False, False),
+        (True, False),
+        (False, True),
+    }
+    hopper = configs("tune", "sm_90a", "fa2", dtype="bfloat16", head_dim=128, causal=True)
+    assert len({(c.tile_m, c.tile_n, c.stages) for c in hopper}) >= 8
+
+
+def test_the_benchmark_has_packed_fp8_and_check_has_its_descales() -> None:
+    for arch, rung in (("sm_90a", "fa3"), ("sm_100a", "fa4")):
+        fp8 = {"dtype": "float8_e4m3fn", "is_varlen": True}
+        assert len(configs("benchmark", arch, rung, **fp8)) == 2
+        assert configs("check", arch, rung, **fp8)
+        assert configs("check", arch, rung, has_block_descales=True, is_varlen=False)
+        assert configs("check", arch, rung, has_block_descales=True, is_varlen=True)

@@ -31,7 +31,7 @@ def test_dense(fa3, sms):
 @pytest.mark.parametrize("sms", [1, 5, 132], ids=lambda n: f"{n}sms")
 @pytest.mark.parametrize("dim", [64, 128], ids=["strips of O", "O in Q's strips"])
 def test_dense_without_a_mask(fa3, dim, sms):
-    """Tiles of one length: as many CTAs as SMs, never more rounds than a CTA for each would need."""
+    """Tiles of one length: as many CTAs as SMs, or tiles if those are fewer."""
     problem = replace(BASE, causal=False, head_dim=dim, head_dim_v=dim)
     config = fa3.config(problem)
     assert config.is_persistent and config.has_own_o == (dim == 64)

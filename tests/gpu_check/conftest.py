@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ WISHES = (
 FP8 = KernelVariant("float8_e4m3fn", 64, 64)
 FP8_WISHES = (
     presets.Wish(FP8, ("fa3",)),
-    presets.Wish(KernelVariant("float8_e4m3fn", 64, 64, has_block_descales=True), ("fa3",)),
+    presets.Wish(replace(FP8, has_block_descales=True), ("fa3",)),
+    presets.Wish(replace(FP8, has_block_descales=True, is_varlen=True), ("fa3",)),
 )
 
 
