@@ -105,7 +105,7 @@ def flash_attn_func(
     options = Options(softmax_scale, causal, window_size, softcap, *names, pack_gqa)
     checks.check_flag("deterministic", deterministic)
     checks.check_flag("return_lse", return_lse)
-    if is_symbolic(q, k, v, *descales):
+    if is_for_dispatcher(q, k, v, *descales):
         out, lse = _traced(q, k, v, options, Descales(*descales))
     else:
         out, lse = _run(q, k, v, options, Descales(*descales), key)
@@ -123,26 +123,27 @@ def _run(
         return launch.forward(q, k, v, call, descales.more, device=device, key=key)
 
 
-def is_symbolic(*tensors: Any) -> bool:
-    """Whether torch is tracing, or a tensor stands for one that has no memory."""
+def is_for_dispatcher(q: Any, k: Any, v: Any, *others: Any) -> bool:
+    """Whether torch has to see the call as one operator: it is tracing, a mode looks at operators,
+    or a tensor is something else than its memory. What is no tensor is left to the checks."""
     if is_compiling():
         return True
-    return any(isinstance(x, Tensor) and _has_no_memory(x) for x in tensors)
+    if not all(isinstance(x, Tensor) for x in (q, k, v)):
+        return False
+    if not all(x is None or isinstance(x, Tensor) for x in others):
+        return False
+    if plans.dispatch_modes():  # also that of make_fx, which traces plain tensors
+        return True
+    return any(x is not None and _is_not_its_memory(x) for x in (q, k, v, *others))
 
 
-def _has_no_memory(x: Tensor) -> bool:
+def _is_not_its_memory(x: Tensor) -> bool:
     if x.is_meta:
         return True
-    if type(x) in (Tensor, torch.nn.Parameter):
-        # functorch's wrappers (vmap, grad) look like plain tensors
-        return torch._C._functorch.is_functorch_wrapped_tensor(x)
-    return torch.utils._python_dispatch.is_traceable_wrapper_subclass(x) or _is_fake(x)
-
-
-def _is_fake(x: Tensor) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return isinstance(x, FakeTensor)
+    if type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return True  # fake tensors, DTensor and other subclasses that the dispatcher asks
+    # functorch's wrappers (vmap, grad) look like plain tensors
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 # --- the operator
@@ -152,6 +153,7 @@ def _traced(
     q: Tensor, k: Tensor, v: Tensor, options: Options, descales: Descales
 ) -> tuple[Tensor, Tensor]:
     """The call as one node of a graph; shapes now, memory when the graph runs."""
+    checks.check_names(options)
     checks.check_no_gradient(q, k, v)
     return torch.ops.cute_fa.fwd(q, k, v, *operator_options(options), *descales)
 

@@ -14,7 +14,7 @@ from cute_fa.ops.checks import Options
 from cute_fa.ops.descales import Descales, check_descales
 from cute_fa.ops.functional import (
     Window,
-    is_symbolic,
+    is_for_dispatcher,
     operator_options,
     options_and_descales,
 )
@@ -127,7 +127,8 @@ def flash_attn_varlen_func(
     lengths = Lengths(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q, seqused_k)
     checks.check_flag("deterministic", deterministic)
     checks.check_flag("return_lse", return_lse)
-    if is_symbolic(q, k, v, *tensors, *descales):
+    if is_for_dispatcher(q, k, v, *tensors, *descales):
+        checks.check_names(options)
         checks.check_no_gradient(q, k, v)
         out, lse = torch.ops.cute_fa.varlen_fwd(
             *(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from cute_fa import flash_attn_func
 from cute_fa.errors import CuteFAError, UnsupportedError
@@ -32,6 +35,58 @@ def test_meta_and_fake_tensors_give_shapes_without_compiling(monkeypatch):
     assert out.shape == (2, 40, 4, 64) and out.is_contiguous() and lse.shape == (2, 4, 40)
     with pytest.raises(CuteFAError, match="batch sizes"):
         flash_attn_func(*(x.to("meta")[:n] for n, x in zip((1, 2, 2), tensors(), strict=True)))
+
+
+def test_make_fx_on_plain_tensors_keeps_the_operator():
+    """Its mode looks at operators, while the tensors are as always."""
+    q, k, v = tensors()
+
+    def attend(q, k, v):
+        return flash_attn_func(q, k, v, causal=True)
+
+    graph = make_fx(attend, tracing_mode="real")(q, k, v)
+    assert torch.ops.cute_fa.fwd.default in [node.target for node in graph.graph.nodes]
+    other = [torch.randn_like(x) for x in (q, k, v)]
+    assert_bitwise_equal(graph(*other), attend(*other))
+
+
+class Wrapped(torch.Tensor):
+    """Holds a tensor; without memory of its own."""
+
+    called: ClassVar[list] = []
+
+    @staticmethod
+    def __new__(cls, held):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, held.shape, strides=held.stride(), dtype=held.dtype, device=held.device
+        )
+
+    def __init__(self, held):
+        self.held = held
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        cls.called.append(function)
+        return function(*(x.held if isinstance(x, cls) else x for x in args), **(kwargs or {}))
+
+
+def test_subclasses_are_asked():
+    q, k, v = tensors()
+    out = flash_attn_func(Wrapped(q), Wrapped(k), Wrapped(v), causal=True)
+    assert torch.ops.cute_fa.fwd.default in Wrapped.called
+    assert_bitwise_equal(out, flash_attn_func(q, k, v, causal=True))
+
+
+@pytest.mark.parametrize(
+    "change", [{"causal": 1}, {"generation": "fa5"}, {"pack_gqa": 1}, {"return_lse": 0}], ids=str
+)
+def test_wrong_arguments_are_refused_for_any_tensor(change):
+    with pytest.raises(CuteFAError):
+        flash_attn_func(*tensors(device="meta"), **change)
+    with FakeTensorMode() as mode, pytest.raises(CuteFAError):
+        flash_attn_func(*map(mode.from_tensor, tensors()), **change)
+    with FakeTensorMode() as mode, pytest.raises(CuteFAError, match="v is not a tensor"):
+        flash_attn_func(*map(mode.from_tensor, tensors()[:2]), [0.0])
 
 
 def test_the_operator_is_the_function():

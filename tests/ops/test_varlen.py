@@ -201,7 +201,7 @@ def test_the_operator_is_the_function():
             return real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cute_fa.ops.varlen.is_symbolic", lambda *_: True)
+        patch.setattr("cute_fa.ops.varlen.is_for_dispatcher", lambda *_: True)
         patch.setattr(torch.ops, "cute_fa", Ops())
         out, lse = run(PACKED, (q, k, v))
     assert len(seen) == 1 and len(seen[0]) == 3 + len(lengths) + len(seen[0][9:])
