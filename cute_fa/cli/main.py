@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import cute_fa
 from cute_fa.errors import (
@@ -52,14 +53,18 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code. ``--help`` and bad usage exit as argparse does."""
-    args = _parse(sys.argv[1:] if argv is None else list(argv))
+    """Run the command line; the exit code. ``--help`` and bad usage exit as argparse does; with
+    ``--json`` bad usage is an error like any other."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    as_json = "--json" in words
     try:
+        args = _parse(words, as_json=as_json)
+        as_json = getattr(args, "json", False)
         code = args.run(args)
         sys.stdout.flush()
         return code
     except CuteFAError as error:
-        return _report(error, as_json=getattr(args, "json", False))
+        return _report(error, as_json=as_json)
     except BrokenPipeError:
         # The reader has gone (cute-fa list | head); keep Python from flushing into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,8 +79,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """Commands' parsers are of this class too."""
+
+    as_json = False
+
+    def error(self, message: str) -> NoReturn:
+        if not self.as_json:
+            super().error(message)
+        raise InvalidArgumentError(
+            "the command line is not usable",
+            got=message,
+            expected=" ".join(self.format_usage().split()),
+            fix=f"{self.prog} --help says more",
+        )
+
+
+def _parse(argv: list[str], *, as_json: bool) -> argparse.Namespace:
+    parser = _Parser(
         prog="cute-fa",
         description="FlashAttention 1 to 4 as CuTe DSL kernels, compiled, run and inspected "
         "with or without a GPU.",
@@ -84,6 +105,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # Only the command that is asked for is imported, and it alone describes its arguments.
     asked = next((word for word in argv if not word.startswith("-")), None)
+    known = parser
     for name, (module_name, text) in COMMANDS.items():
         subparser = subparsers.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + "."
@@ -92,7 +114,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             module = importlib.import_module(f"cute_fa.cli.{module_name}")
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
-    return parser.parse_args(argv)
+            known = subparser
+    for each in (parser, known):
+        each.as_json = as_json
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
 
 
 def _report(error: CuteFAError, *, as_json: bool) -> int:

@@ -63,6 +63,29 @@ def test_errors_are_told_without_a_traceback(
     assert out == "" and err == f"cute-fa: {error}\n"
 
 
+@pytest.mark.parametrize(
+    ("argv", "what", "usage"),
+    [
+        (["bench", "--json", "--bogus"], "unrecognized arguments: --bogus", "cute-fa bench [-h]"),
+        (["run", "--seed", "x", "--json"], "invalid int value: 'x'", "cute-fa run [-h]"),
+        (["diff", "--json"], "required: A, B", "cute-fa diff [-h]"),
+        (["nonsense", "--json"], "invalid choice: 'nonsense'", "cute-fa [-h]"),
+    ],
+    ids=str,
+)
+def test_bad_usage_is_the_commands_own(
+    capsys: pytest.CaptureFixture[str], argv: list[str], what: str, usage: str
+) -> None:
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    error = json.loads(out)["error"]
+    assert what in error["got"] and usage in error["expected"] and err == ""
+    with pytest.raises(SystemExit) as left:
+        main([word for word in argv if word != "--json"])
+    out, err = capsys.readouterr()
+    assert left.value.code == 2 and what in err and f"usage: {usage}" in err and out == ""
+
+
 def test_an_error_as_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
