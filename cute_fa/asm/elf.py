@@ -14,7 +14,6 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 _MACHINE_CUDA = 190
 _SHT_SYMTAB = 2
 _SHT_NOBITS = 8
-_STT_FUNC = 2
 # Since this version of the cubin format the architecture stands in another byte of e_flags.
 _ABI_VERSION_NEW = 8
 
@@ -39,7 +38,6 @@ class Symbol:
     value: int
     size: int
     section: int
-    is_function: bool
 
 
 class Cubin:
@@ -105,14 +103,8 @@ class Cubin:
         if table is None:
             return ()
         return tuple(
-            Symbol(
-                self._string(self._symbol_strings + name),
-                value,
-                size,
-                index,
-                info & 15 == _STT_FUNC,
-            )
-            for name, info, _, index, value, size in _SYMBOL.iter_unpack(table.data)
+            Symbol(self._string(self._symbol_strings + name), value, size, index)
+            for name, _, _, index, value, size in _SYMBOL.iter_unpack(table.data)
         )
 
     @cached_property

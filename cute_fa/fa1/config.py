@@ -7,7 +7,7 @@ and says where the machine bends them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from cute_fa.blocks.plan import ForwardPlan, Workspace
@@ -168,10 +168,6 @@ class Fa1FwdConfig(ForwardPlan):
             Workspace("row_max", stats, "float32"),
             Workspace("row_sum", stats, "float32"),
         )
-
-    def with_tiles(self, tile_m: int, tile_n: int, tile_dv: int = 32) -> Fa1FwdConfig:
-        """The same kernel with other tiles: what the paper's Θ(N²d²/M) is measured with."""
-        return replace(self, tile_m=tile_m, tile_n=tile_n, tile_dv=tile_dv)
 
 
 def paper_tiles(head_dim: int, smem_bytes: int) -> tuple[int, int]:

@@ -57,11 +57,6 @@ class Blocks(Sequence[Block]):
                 into[successor].append(block.index)
         return tuple(tuple(found) for found in into)
 
-    @cached_property
-    def of_instr(self) -> tuple[int, ...]:
-        """The block of each instruction."""
-        return tuple(block.index for block in self._blocks for _ in range(block.start, block.stop))
-
     def starting_at(self, instr_index: int) -> Block:
         """The block that starts with instruction ``instr_index``; KeyError if none does."""
         return self._blocks[self._by_start[instr_index]]

@@ -195,19 +195,6 @@ def split_accumulators(product: np.ndarray) -> list[np.ndarray]:
     return out
 
 
-def join_accumulators(registers: Sequence[np.ndarray], m: int, n: int) -> np.ndarray:
-    """Inverse of :func:`split_accumulators`: ``(w, c, m, n)`` of the registers' dtype."""
-    first = registers[0]
-    shape = first.shape[:-1]
-    out = np.empty((*shape, m // 8, 8, n // 8, 4, 2), first.dtype)
-    for index, register in enumerate(registers):
-        block, parity = divmod(index, 2)
-        column, row = divmod(block, m // 8)
-        lanes = register.reshape(*register.shape[:-1], 8, 4)
-        out[..., row, :, column, :, parity] = lanes
-    return out.reshape(*shape, m, n)
-
-
 def unpack_halves(registers: Sequence[np.ndarray]) -> list[np.ndarray]:
     """f16 accumulators, two to a uint32 register, as one float32 array per element."""
     out = []

@@ -162,10 +162,6 @@ class LaneSet:
         w0, w1, c0, c1 = self.rect
         return self.split(other.full_mask()[w0:w1, c0:c1])[1]
 
-    def contains(self, other: LaneSet) -> bool:
-        """Whether every lane of ``other`` is in this set."""
-        return other.minus(self) is None
-
 
 class LaneSpace:
     """The grid of a wave's lanes: ``num_warps`` x ``num_ctas`` x 32; makes and interns its sets."""

@@ -229,10 +229,6 @@ class BlockContext:
         self.freed: list[tuple[int, LaneSet]] = []
         self.parked: list[Ticket] = []  # by the block being run
 
-    def laneset(self, mask: Mask) -> LaneSet | None:
-        """The active lanes as a set: ``mask`` over ``rect`` (None: all of ``lanes``)."""
-        return self.lanes.within(mask)
-
     def park(
         self,
         lanes: np.ndarray | LaneSet | None,

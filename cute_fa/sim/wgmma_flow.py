@@ -14,7 +14,6 @@ from typing import NamedTuple
 from cute_fa import ptx
 
 Finding = tuple[str, str, int | None]  # rule, text, index of the other instruction
-Pending = dict[str, int]  # register → index of the product that uses it
 
 _MOST_GROUPS = 8
 

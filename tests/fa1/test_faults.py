@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cute_fa import sim
@@ -14,7 +16,8 @@ from tests.faults import assert_survivors_are_redundant, dense_call, run_survey
 
 # Several blocks on both sides and three chunks of O: every barrier's two sides are both reached.
 PROBLEM = AttentionProblem(1, 70, 130, 1, 1, 32, 96, "float16", causal=True)
-CONFIG = pick_fwd(PROBLEM.variant, TARGETS["sm_80"]).with_tiles(32, 64)
+PICKED = pick_fwd(PROBLEM.variant, TARGETS["sm_80"])
+CONFIG = replace(PICKED, tile_m=32, tile_n=64, tile_dv=32)
 # One group of copies per step, and per step the four barriers of the class docstring and the one
 # between chunks of columns.
 EXPECTED = ["commit", "wait", *["barrier"] * 5]

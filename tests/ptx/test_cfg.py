@@ -54,7 +54,6 @@ def test_blocks_end_at_branches_and_start_at_targets() -> None:
     ]
     assert [b.index for b in blocks] == [0, 1, 2, 3]
     assert blocks.predecessors == ((), (0, 1), (0, 1), (3,))
-    assert blocks.of_instr[6] == 1
     assert blocks.starting_at(12).index == 2
 
 

@@ -167,7 +167,6 @@ def test_splitting_accumulators_follows_their_positions(m, n):
         for lane in range(32):
             row, column = fragments.accumulator_position(lane, element)
             assert register[0, 1, lane] == product[0, 1, row, column + 8 * column_block]
-    assert (fragments.join_accumulators(registers, m, n) == product).all()
 
 
 def test_larger_grids_are_products_chained_over_k_and_n():

@@ -51,7 +51,7 @@ class GateWait(_Gate):
             return None
         ticket = ctx.park(mask, WaitReason("waits for", barrier=f"gate {number}"))
         gates.waiting.setdefault(number, []).append(ticket)
-        return ctx.laneset(np.zeros(ctx.lanes.shape, bool))
+        return ctx.lanes.within(np.zeros(ctx.lanes.shape, bool))
 
 
 @effect("gatetest.open")
