@@ -91,9 +91,12 @@ class TmaPipe(Ring):
 
     Attributes:
         tile_bytes: what TMA writes per use, columns and rows outside the tensor included.
+        leads: of a pair of CTAs, which fill their slots together, whether this is the one whose
+            ``full`` barriers count the bytes of both; None: there is no pair.
     """
 
     tile_bytes: cutlass.Constexpr
+    leads: cutlass.Boolean | None = None
 
     def initialise(self) -> None:
         """Set the arrive counts; by one thread, before any other touches the pipe."""
@@ -108,8 +111,20 @@ class TmaPipe(Ring):
         """
         self._await_empty(n)
         announced = self.tile_bytes if tile_bytes is None else tile_bytes
+        if cutlass.const_expr(self.leads is None):
+            self._announce(n, announced)
+        elif self.leads:
+            self._announce(n, 2 * announced)
+
+    @cute.jit
+    def _announce(self, n, num_bytes: cutlass.Constexpr):
         with cute.arch.elect_one():
-            cute.arch.mbarrier_arrive_and_expect_tx(self.full(n), announced)
+            cute.arch.mbarrier_arrive_and_expect_tx(self.full(n), num_bytes)
+
+    def drain(self, n) -> None:
+        """Producer: wait until the slots of all uses before ``n`` are free again."""
+        for use in range(self.stages):
+            self._await_empty(n + use)
 
 
 @dataclass(frozen=True)
@@ -146,7 +161,12 @@ def num_mbarriers(stages: int, consumer_warps: int) -> int:
 
 
 def tma_pipe(
-    name: str, mbarriers: cute.Pointer, sX: cute.Tensor, tile_bytes: int, consumer_warps: int
+    name: str,
+    mbarriers: cute.Pointer,
+    sX: cute.Tensor,
+    tile_bytes: int,
+    consumer_warps: int,
+    leads: cutlass.Boolean | None = None,
 ) -> TmaPipe:
     """The ring over ``sX`` (rows, columns, stage), checked against what its owner counted on.
 
@@ -163,4 +183,4 @@ def tma_pipe(
             expected=f"{rows} rows · {columns} columns · {sX.element_type.width // 8} bytes = "
             f"{written}",
         )
-    return TmaPipe(name, mbarriers, stages, consumer_warps, tile_bytes)
+    return TmaPipe(name, mbarriers, stages, consumer_warps, tile_bytes, leads)

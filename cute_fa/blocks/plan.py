@@ -260,12 +260,27 @@ class TmaForwardPlan(ForwardPlan):
 
     @property
     def tile_m(self) -> int:
-        """Rows of a CTA's tile."""
+        """Rows of a CTA's tile, or of the tile that a cluster shares."""
         raise NotImplementedError
 
     @property
+    def num_ctas(self) -> int:
+        """CTAs that share a tile: a cluster of as many."""
+        return 1
+
+    @property
+    def k_rows(self) -> int:
+        """Keys of a tile of K that one of them holds."""
+        return self.tile_n // self.num_ctas
+
+    @property
+    def v_columns(self) -> int:
+        """Columns of a tile of V that one of them holds."""
+        return self.padded_dv // self.num_ctas
+
+    @property
     def tile_queries(self) -> int:
-        """Queries of a CTA's tile: packed, each is ``packed_group`` rows."""
+        """Queries of a tile: packed, each is ``packed_group`` rows."""
         return self.tile_m // self.packed_group
 
     @property
@@ -280,8 +295,8 @@ class TmaForwardPlan(ForwardPlan):
 
     @property
     def panel_dv(self) -> int:
-        """``padded_dv`` of the V tiles in elements of 16 bits."""
-        return self.padded_dv * self.element_bytes // PANEL_ELEMENT_BYTES
+        """``v_columns`` in elements of 16 bits."""
+        return self.v_columns * self.element_bytes // PANEL_ELEMENT_BYTES
 
     @property
     def key_bytes(self) -> int:

@@ -11,9 +11,16 @@ from dataclasses import dataclass
 
 import cutlass
 from cutlass import cute
+from cutlass._mlir.dialects import nvvm
 from cutlass.cute.nvgpu import tcgen05
 
 from cute_fa.blocks import tmem
+
+LEADING_CTA = 0
+"""The CTA of a pair, by its number in the cluster, that issues the products of both."""
+
+BOTH_CTAS = 0b11
+"""The CTAs that a commit tells, one bit each."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +32,15 @@ class Signal:
         arrivals: warps and commits that make one use ready.
         orders_tmem: whether accesses to tensor memory stand on both sides, which takes a
             tcgen05.fence on each (PTX ISA, canonical synchronisation patterns of tcgen05).
+        is_paired: between two CTAs that share products: warps of both arrive at the leading CTA's
+            mbarriers, commits at those of both. Orders tensor memory and nothing else.
     """
 
     mbarriers: cute.Pointer
     slots: cutlass.Constexpr
     arrivals: cutlass.Constexpr
     orders_tmem: cutlass.Constexpr = False
+    is_paired: cutlass.Constexpr = False
 
     def initialise(self) -> None:
         """Set the arrive counts; by one thread, before any other touches the signal."""
@@ -61,19 +71,44 @@ class Signal:
         cute.arch.sync_warp()
         with cute.arch.elect_one():
             for slot in slots:
-                cute.arch.mbarrier_arrive(self.mbarriers + slot)
+                if cutlass.const_expr(self.is_paired):
+                    _arrive_at_leader(self.mbarriers + slot)
+                else:
+                    cute.arch.mbarrier_arrive(self.mbarriers + slot)
 
     @cute.jit
     def commit(self, slot):
         """The issuing warp: signal when the products issued so far are complete."""
-        commit(self.mbarriers + slot)
+        commit(self.mbarriers + slot, self.is_paired)
+
+
+def _arrive_at_leader(mbarrier: cute.Pointer) -> None:
+    """One arrival at the leading CTA's copy of ``mbarrier``.
+
+    Relaxed, as in the ISA's patterns for tcgen05: what is handed over is tensor memory, which
+    tcgen05.fence orders. PERF(SASS): a release in a cluster is a MEMBAR.ALL.GPU.
+    """
+    cute.arch.mbarrier_arrive(mbarrier, LEADING_CTA, relaxed=True, scope=nvvm.MemScopeKind.CLUSTER)
+
+
+def sync_cluster() -> None:
+    """All threads of a cluster meet. What they wrote is not ordered: mbarriers have a fence of
+    their own, and nothing else is for the other CTA."""
+    cute.arch.cluster_arrive_relaxed()
+    cute.arch.cluster_wait()
 
 
 @cute.jit
-def commit(mbarrier: cute.Pointer):
+def commit(mbarrier: cute.Pointer, is_paired: cutlass.Constexpr = False):
     """Arrive at ``mbarrier`` when the products that this warp has issued so far are complete.
 
     The elected thread is the one that issued them: it is the same for every elect.sync of a warp.
+
+    Args:
+        is_paired: the products are of two CTAs; ``mbarrier`` of each is arrived at.
     """
     with cute.arch.elect_one():
-        tcgen05.commit(mbarrier)
+        if cutlass.const_expr(is_paired):
+            tcgen05.commit(mbarrier, BOTH_CTAS, tcgen05.CtaGroup.TWO)
+        else:
+            tcgen05.commit(mbarrier)

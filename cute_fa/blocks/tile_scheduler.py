@@ -80,6 +80,8 @@ class TileSchedule:
         rows: queries of a tile.
         is_longest_first: whether the last rows see the most keys.
         is_persistent: whether CTAs take more than one tile, by their number.
+        cluster: CTAs that work on a tile together, neighbours in the grid; "a CTA", here and above,
+            is then as many.
         answers: of a CTA that asks for more tiles, one by one; in the kernel.
     """
 
@@ -93,11 +95,12 @@ class TileSchedule:
     rows: cutlass.Constexpr
     is_longest_first: cutlass.Constexpr
     is_persistent: cutlass.Constexpr
+    cluster: cutlass.Constexpr = 1
     answers: Answers | None = None
 
     @property
     def grid(self) -> list:
-        return [self.num_ctas, 1, 1]
+        return [self.num_ctas * self.cluster, 1, 1]
 
     @property
     def is_packed(self) -> bool:
@@ -105,8 +108,8 @@ class TileSchedule:
 
     def first(self) -> WorkTile:
         """The CTA's first tile; by whole warps, like ``following``."""
-        cta = cute.arch.block_idx()[0]
-        step = 2 * (cute.arch.grid_dim()[0] - 1 - cta) + 1
+        cta = cute.arch.block_idx()[0] // self.cluster
+        step = 2 * (self._num_running() - 1 - cta) + 1
         zero = cutlass.Int32(0)
         work = WorkTile(zero, zero, zero, None, cta, step)
         if self.is_packed:
@@ -115,11 +118,15 @@ class TileSchedule:
 
     def following(self, work: WorkTile) -> WorkTile:
         """The CTA's next tile after ``work``, for persistent CTAs."""
-        turned = 2 * cute.arch.grid_dim()[0] - work.step
+        turned = 2 * self._num_running() - work.step
         following = replace(work, index=work.index + work.step, step=turned)
         if self.is_packed:
             return self._found(following, work.first_batch, work.tiles_before)
         return self._placed(following)
+
+    def _num_running(self) -> cutlass.Int32:
+        """``num_ctas``, as the grid says."""
+        return cute.arch.grid_dim()[0] // self.cluster
 
     def granted(self, work: WorkTile, index: cutlass.Int32) -> WorkTile:
         """Entry ``index``, for CTAs that ask for more; ``work`` is what the CTA had before."""
@@ -204,23 +211,24 @@ def for_each_tile(
     ordinal: cutlass.Int32,
     is_ahead: cutlass.Constexpr = False,
 ):
-    """``body(work, ordinal) → ordinal`` for each tile of this CTA; by whole warps.
+    """``body(work, ordinal) → ordinal`` for each tile of this CTA, by whole warps; returns the last.
 
     Args:
         is_ahead: of one warp, which begins a tile before all others: then the next is asked for.
     """
     work = schedule.first()
     if cutlass.const_expr(schedule.answers is not None):
-        _for_each_answer(schedule, work, body, ordinal, is_ahead)
+        ordinal = _for_each_answer(schedule, work, body, ordinal, is_ahead)
     elif cutlass.const_expr(schedule.is_persistent):
         while work.is_valid:
             ordinal = body(work, ordinal)
             work = schedule.following(work)
     elif cutlass.const_expr(work.is_valid is not None):
         if work.is_valid:
-            body(work, ordinal)
+            ordinal = body(work, ordinal)
     else:
-        body(work, ordinal)
+        ordinal = body(work, ordinal)
+    return ordinal
 
 
 @cute.jit
@@ -243,6 +251,7 @@ def _for_each_answer(
         request += 1
         if is_granted:
             work = schedule.granted(work, index)
+    return ordinal
 
 
 def tile_schedule(
@@ -266,7 +275,9 @@ def tile_schedule(
     # A sequence of n rows has at most ⌊n / rows⌋ + 1 tiles, and no more than the longest has.
     tiles = cutlass.min(mQ.shape[0] // rows + batch, longest) if is_packed else longest
     tiles = tiles * heads
-    sms = multiprocessor_count() if plan.is_persistent else cutlass.Int32(0)
+    sms = cutlass.Int32(0)
+    if plan.is_persistent:
+        sms = cutlass.max(multiprocessor_count() // plan.num_ctas, 1)
     is_balanced = cutlass.Boolean(True)
     width = heads
     if is_packed:
@@ -297,4 +308,5 @@ def tile_schedule(
         rows=rows,
         is_longest_first=plan.has_long_last_tiles,
         is_persistent=plan.is_persistent,
+        cluster=plan.num_ctas,
     )

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import cutlass
 from cutlass import cute
-from cutlass.cute.nvgpu import cpasync
+from cutlass.cute.nvgpu import cpasync, tcgen05
 
 from cute_fa.blocks.seqlen import Sequence
 from cute_fa.blocks.tiles import panel_columns, swizzle_bits
@@ -98,10 +98,13 @@ class TmaTensor:
         """Bring the tensor map near; by one thread."""
         cpasync.prefetch_descriptor(self.atom)
 
-    def tile(self, sX: cute.Tensor, rows: Rows, head, block) -> tuple[cute.Tensor, cute.Tensor]:
+    def tile(
+        self, sX: cute.Tensor, rows: Rows, head, block, column=0
+    ) -> tuple[cute.Tensor, cute.Tensor]:
         """The copy's view of shared memory (TMA, stage) and of tile ``block`` of one head (TMA,).
 
         ``head`` counts groups where they share a tile. ``block`` may lie past the sequence's end.
+        The tile begins at ``column``.
         """
         height = self.rows // self.group
         start = block * height
@@ -112,7 +115,7 @@ class TmaTensor:
         else:
             coords = self.coords[None, None, head, rows.batch]
             corner = start
-        coords = cute.domain_offset((_rows_mode(self.group, 0, corner), 0), coords)
+        coords = cute.domain_offset((_rows_mode(self.group, 0, corner), column), coords)
         shape = (_rows_mode(self.group, self.group, height), self.columns)
         layout = cute.make_layout(shape, stride=coords.layout.stride)
         return cpasync.tma_partition(
@@ -153,14 +156,18 @@ def _tma_tensor(op, mX: cute.Tensor, rows: int, columns: int, group: int) -> Tma
     return TmaTensor(atom, coords, rows, columns, group, is_ragged=cute.rank(mX) == 3)
 
 
-def tma_load(mX: cute.Tensor, rows: int, columns: int, group: int = 1) -> TmaTensor:
+def tma_load(
+    mX: cute.Tensor, rows: int, columns: int, group: int = 1, is_paired: bool = False
+) -> TmaTensor:
     """``mX`` (B, S, H, D) or (T, H, D) as a source of tiles; made on the host.
 
     Args:
         rows, columns: the tile; columns ≥ D are padding.
         group: heads that share a tile; it divides ``rows`` and H.
+        is_paired: the bytes count at the mbarrier of the leading CTA of a pair (``.cta_group::2``).
     """
-    return _tma_tensor(cpasync.CopyBulkTensorTileG2SOp(), mX, rows, columns, group)
+    ctas = tcgen05.CtaGroup.TWO if is_paired else tcgen05.CtaGroup.ONE
+    return _tma_tensor(cpasync.CopyBulkTensorTileG2SOp(ctas), mX, rows, columns, group)
 
 
 def tma_store(mX: cute.Tensor, rows: int, columns: int, group: int = 1) -> TmaTensor:

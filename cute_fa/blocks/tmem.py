@@ -46,13 +46,14 @@ def finish_stores() -> None:
     cute.arch.fence_view_async_tmem_store()
 
 
-def allocate(columns: int, address: cute.Pointer) -> None:
+def allocate(columns: int, address: cute.Pointer, is_paired: bool = False) -> None:
     """One warp: take ``columns`` (a power of two, at least 32) and write where to ``address``.
 
-    Nobody of this CTA allocates again, so the permit goes back at once.
+    Nobody of this CTA allocates again, so the permit goes back at once. A pair of CTAs takes the
+    same columns in both, by one warp of each.
     """
-    cute.arch.alloc_tmem(columns, address)
-    cute.arch.relinquish_tmem_alloc_permit()
+    cute.arch.alloc_tmem(columns, address, is_paired)
+    cute.arch.relinquish_tmem_alloc_permit(is_paired)
 
 
 def allocated(address: cute.Pointer) -> cute.Pointer:
@@ -60,9 +61,10 @@ def allocated(address: cute.Pointer) -> cute.Pointer:
     return cute.arch.retrieve_tmem_ptr(cutlass.Float32, COLUMN_BYTES * 4, address)
 
 
-def release(base: cute.Pointer, columns: int) -> None:
-    """One warp: give the allocation back, when no access to it is left."""
-    cute.arch.dealloc_tmem(base, columns)
+def release(base: cute.Pointer, columns: int, is_paired: bool = False) -> None:
+    """One warp, of a pair one of each CTA: give the allocation back, when no access to it is
+    left."""
+    cute.arch.dealloc_tmem(base, columns, is_paired)
 
 
 @dataclass(frozen=True)

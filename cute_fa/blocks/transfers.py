@@ -17,7 +17,7 @@ class Transfers:
 
     Attributes:
         q, o: in boxes of ``plan.box_rows`` rows, (box, D) and (box, Dv).
-        k, v: in tiles of N keys, (N, D) and (N, Dv).
+        k, v: in tiles of N keys, (N, D) and (N, Dv), or what each CTA of a cluster holds of them.
     """
 
     q: TmaTensor
@@ -36,10 +36,11 @@ class Transfers:
         """Made on the host."""
         if plan.is_fp8:
             mQ, mK, mV = map(pairs_of, (mQ, mK, mV))
+        is_paired = plan.num_ctas == 2
         return Transfers(
-            q=tma_load(mQ, plan.box_rows, plan.panel_d, plan.packed_group),
-            k=tma_load(mK, plan.tile_n, plan.panel_d),
-            v=tma_load(mV, plan.tile_n, plan.panel_dv),
+            q=tma_load(mQ, plan.box_rows, plan.panel_d, plan.packed_group, is_paired),
+            k=tma_load(mK, plan.k_rows, plan.panel_d, is_paired=is_paired),
+            v=tma_load(mV, plan.tile_n, plan.panel_dv, is_paired=is_paired),
             o=tma_store(mO, plan.box_rows, plan.padded_dv, plan.packed_group),
         )
 

@@ -16,7 +16,7 @@ from cute_fa.blocks.plan import (
     group_that_saves_tiles,
     launch_registers,
 )
-from cute_fa.blocks.tiles import WARP_THREADS, WARPGROUP_WARPS, tile_bytes
+from cute_fa.blocks.tiles import WARP_THREADS, WARPGROUP_WARPS, round_up, tile_bytes
 from cute_fa.errors import UnsupportedError
 from cute_fa.exp2 import CHUNK_COLUMNS, polynomial_pairs
 from cute_fa.fa4.tmem_map import S_BUFFERS, TMEM_COLUMNS, TmemMap
@@ -71,8 +71,10 @@ class Fa4FwdConfig(TmaForwardPlan):
 
     Attributes:
         dtype … has_own_o: as in ``TmaForwardPlan``.
-        num_q_tiles: Q tiles of 128 rows in flight. With two, each has a softmax warpgroup and an S
-            buffer; with one, the softmax warpgroup takes the two S buffers in turn.
+        num_q_tiles: Q tiles of 128 rows in flight in a CTA. With two, each has a softmax warpgroup
+            and an S buffer; with one, the softmax warpgroup takes the two S buffers in turn.
+        is_paired: two CTAs, a cluster, share every product (cta_group::2): each has a Q tile of its
+            own, half of a block's keys for S = QKᵀ, and half of V's columns for O += PV.
         stages: depth of the ring that K and V blocks share.
         polynomial_pairs: of the 16 pairs in a chunk of 32 scores, those whose 2^x is a polynomial
             on the FMA pipe; the last chunk of a block has none, for nothing hides its latency.
@@ -85,6 +87,7 @@ class Fa4FwdConfig(TmaForwardPlan):
     box_rows: ClassVar[int] = TILE_M
 
     num_q_tiles: int = 2
+    is_paired: bool = False
     stages: int = 3
     polynomial_pairs: int = 4
     rescale_threshold: float = RESCALE_THRESHOLD
@@ -110,6 +113,19 @@ class Fa4FwdConfig(TmaForwardPlan):
             "stages",
             self.stages,
             "at least 3: a block's K, the V before it, and one on its way",
+        )
+        require(
+            not self.is_paired or self.num_q_tiles == 1,
+            "is_paired and num_q_tiles",
+            self.num_q_tiles,
+            "1: each CTA of a pair has one Q tile",
+        )
+        require(
+            not (self.is_paired and self.has_launch_control),
+            "pairs that ask for tiles",
+            "is_paired and has_launch_control",
+            "one of them: a pair's answer would have to reach both of its CTAs",
+            fix="use is_persistent, or one tile for each pair",
         )
         pairs = CHUNK_COLUMNS // 2
         require(
@@ -149,8 +165,23 @@ class Fa4FwdConfig(TmaForwardPlan):
 
     @property
     def tile_m(self) -> int:
-        """Rows of a CTA's tile."""
-        return TILE_M * self.num_q_tiles
+        """Rows of a tile: of a CTA, or of a pair."""
+        return TILE_M * self.num_q_tiles * self.num_ctas
+
+    @property
+    def num_ctas(self) -> int:
+        return 2 if self.is_paired else 1
+
+    @property
+    def padded_dv(self) -> int:
+        """Columns of the V and O tiles; those of a pair's V are cut in two."""
+        return round_up(self.head_dim_v, self.pad_columns * self.num_ctas)
+
+    @property
+    def has_q_landed(self) -> bool:
+        """Whether CORRECTION, before it writes O over Q, has to be told that Q has landed: the
+        mbarrier that knows is the leading CTA's."""
+        return self.is_paired and not self.has_own_o
 
     @property
     def is_resident(self) -> bool:
@@ -282,29 +313,31 @@ class Fa4FwdConfig(TmaForwardPlan):
 
     @property
     def smem_k_bytes(self) -> int:
-        """One block of K."""
-        return tile_bytes(self.tile_n, self.padded_d, self.element_bytes)
+        """One block of K, or a CTA's half of it."""
+        return tile_bytes(self.k_rows, self.padded_d, self.element_bytes)
 
     @property
     def smem_v_bytes(self) -> int:
-        """One block of V."""
-        return tile_bytes(self.tile_n, self.padded_dv, self.element_bytes)
+        """One block of V, or a CTA's half of it."""
+        return tile_bytes(self.tile_n, self.v_columns, self.element_bytes)
 
     @property
     def smem_stage_bytes(self) -> int:
-        """One slot of the ring, which holds a block of K or of V."""
+        """One slot of the ring, which holds a block of K or of V, or a CTA's half."""
         return max(self.smem_k_bytes, self.smem_v_bytes)
 
     @property
     def num_mbarriers(self) -> int:
         """Per Q tile: its bytes, its O, its sums, its O in shared memory; of resident CTAs, also
-        that its place is free, its sums are taken and, from a place of its own, its O is gone.
+        that its place is free, its sums are taken and, from a place of its own, its O is gone; of
+        pairs whose O leaves from Q's place, that Q has landed.
 
         Per S buffer: S, and the two parts of P. Per stage: full and empty.
         """
         per_q_tile = 4
         if self.is_resident:
             per_q_tile += 3 if self.has_own_o else 2
+        per_q_tile += self.has_q_landed
         return per_q_tile * self.num_q_tiles + 3 * S_BUFFERS + 2 * self.stages
 
     @property
@@ -326,10 +359,11 @@ class Fa4FwdConfig(TmaForwardPlan):
         # O in elements of Q's size.
         o = self.padded_dv * self.out_bytes // self.element_bytes
         places = f"({self.padded_d} + {o})" if self.has_own_o else max(self.padded_d, o)
+        half = " / 2" if self.is_paired else ""
         return (
-            f"{self.element_bytes}·({self.tile_m}·{places} for Q and O + {self.stages} stages · "
-            f"{self.tile_n}·{columns} for K or V) + {self.smem_small_bytes} for statistics and "
-            f"mbarriers"
+            f"{self.element_bytes}·({self.tile_m // self.num_ctas}·{places} for Q and O + "
+            f"{self.stages} stages · {self.tile_n}·{columns}{half} for K or V) + "
+            f"{self.smem_small_bytes} for statistics and mbarriers"
         )
 
 
@@ -339,19 +373,20 @@ class TileChoice(TileRow):
 
     num_q_tiles: int
     tile_n: int
+    is_paired: bool = False
 
 
 # Two O tiles beside two S buffers of 128 columns leave 128 columns each. Q of 192 columns leaves
 # shared memory for two blocks of 128 × 192 only: narrower ones make three slots. A wider O leaves
-# tensor memory for one Q tile.
+# tensor memory for one Q tile. For 128 rows alone, K and V would come from L2 at 64 bytes a cycle,
+# and at 256 columns the tensor core would wait for shared memory: two CTAs share them.
 _TILES = (
     TileChoice(128, 128, 2, 128),
     TileChoice(192, 128, 2, 96),
-    TileChoice(192, 192, 1, 128),
-    TileChoice(256, 256, 1, 64),
+    TileChoice(256, 256, 1, 128, is_paired=True),
 )
 
-# Half the bytes: tensor memory alone decides.
+# Half the bytes: tensor memory alone decides. Where one Q tile is left, exponentials take longest.
 _FP8_TILES = (
     TileChoice(256, 128, 2, 128),
     TileChoice(256, 256, 1, 128),
@@ -367,7 +402,8 @@ def tile_choice(variant: KernelVariant) -> TileChoice:
 def preferred_group(problem: AttentionProblem | VarlenProblem) -> int:
     """How many query heads of a K/V head had better share row tiles."""
     padded = problem.padded if isinstance(problem, VarlenProblem) else problem
-    tile_m = TILE_M * tile_choice(padded.variant).num_q_tiles
+    tile = tile_choice(padded.variant)
+    tile_m = TILE_M * tile.num_q_tiles * (2 if tile.is_paired else 1)
     return group_that_saves_tiles(problem, box_rows=TILE_M, tile_m=tile_m)
 
 
@@ -402,6 +438,7 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa4FwdConfig:
         variant,
         target,
         num_q_tiles=tile.num_q_tiles,
+        is_paired=tile.is_paired,
         tile_n=tile.tile_n,
         polynomial_pairs=POLYNOMIAL_PAIRS[target.arch],
         rescale_threshold=0.0 if DTYPE_BYTES[variant.dtype] == 1 else RESCALE_THRESHOLD,

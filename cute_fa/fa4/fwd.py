@@ -24,7 +24,7 @@ from cute_fa.blocks.launch_control import allocate_answers, ask_for_all
 from cute_fa.blocks.pipelines import num_mbarriers, tma_pipe
 from cute_fa.blocks.scores import ScoreScale, score_scale
 from cute_fa.blocks.seqlen import Window, num_sequences, sequences
-from cute_fa.blocks.signals import Signal
+from cute_fa.blocks.signals import LEADING_CTA, Signal, sync_cluster
 from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
 from cute_fa.blocks.tile_scheduler import TileSchedule, tile_schedule
 from cute_fa.blocks.tiles import (
@@ -129,6 +129,7 @@ class Fa4Fwd:
         self.kernel(transfers, mLSE, scores, schedule, descales).launch(
             grid=schedule.grid,
             block=[cfg.num_threads, 1, 1],
+            cluster=[cfg.num_ctas, 1, 1] if cfg.is_paired else None,
             min_blocks_per_mp=1,
             stream=stream,
         )
@@ -160,7 +161,7 @@ class Fa4Fwd:
         sQ = self._q_tiles(memory_q, cfg.panel_d, cfg.smem_q_place_bytes)  # (128, D, Q tile)
         sO = self._q_tiles(memory_o, cfg.padded_dv, place_o)  # (128, Dv, Q tile)
         slot = cfg.smem_stage_bytes // PANEL_ELEMENT_BYTES
-        sK = shared_tiles(memory_kv, cfg.tile_n, cfg.panel_d, cfg.stages, slot)  # (N, D, stage)
+        sK = shared_tiles(memory_kv, cfg.k_rows, cfg.panel_d, cfg.stages, slot)  # (N, D, stage)
         sV = shared_tiles(memory_kv, cfg.tile_n, cfg.panel_dv, cfg.stages, slot)  # (N, Dv, stage)
         sFactor = self._row_values(smem, S_BUFFERS)  # (128, S buffer)
         sSum = self._row_values(smem, cfg.num_q_tiles)  # (128, Q tile)
@@ -172,9 +173,13 @@ class Fa4Fwd:
         q_consumers = 1 if cfg.is_resident else 0
         mbar_q = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.num_q_tiles, q_consumers))
         mbar_kv = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.stages, 1))
-        pipe_q = tma_pipe("q", mbar_q, sQ, cfg.smem_q_bytes, q_consumers)
+        rank, leads = None, None
+        if cutlass.const_expr(cfg.is_paired):
+            rank = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
+            leads = rank == LEADING_CTA
+        pipe_q = tma_pipe("q", mbar_q, sQ, cfg.smem_q_bytes, q_consumers, leads)
         # Checked with K's bytes; LOAD announces K's or V's, whichever it puts into a slot.
-        pipe_kv = tma_pipe("kv", mbar_kv, sK, cfg.smem_k_bytes, 1)
+        pipe_kv = tma_pipe("kv", mbar_kv, sK, cfg.smem_k_bytes, 1, leads)
         signals = self._signals(smem)
         if warp == cfg.load_warp:
             with cute.arch.elect_one():
@@ -184,8 +189,10 @@ class Fa4Fwd:
                 transfers.prefetch()
             cute.arch.mbarrier_init_fence()
         if warp == cfg.correction_warp:
-            tmem.allocate(cfg.tmem_map.columns, tmem_address)
+            tmem.allocate(cfg.tmem_map.columns, tmem_address, cfg.is_paired)
         cute.arch.sync_threads()
+        if cutlass.const_expr(cfg.is_paired):
+            sync_cluster()
 
         # -- roles
         cta = Cta(
@@ -204,6 +211,7 @@ class Fa4Fwd:
             signals=signals,
             scores=scores,
             descales=descales,
+            rank=rank,
         )
         if warpgroup < cfg.num_q_tiles:
             cute.arch.setmaxregister_increase(cfg.softmax_registers)
@@ -214,13 +222,21 @@ class Fa4Fwd:
         else:
             cute.arch.setmaxregister_decrease(cfg.other_registers)
             if warp == cfg.mma_warp:
-                multiply(cta)
+                if cutlass.const_expr(not cfg.is_paired):
+                    multiply(cta)
+                elif leads:
+                    multiply(cta)
             elif warp == cfg.load_warp:
                 load(cta)
             elif warp == cfg.epilogue_warp:
                 store_o(cta)
             elif cutlass.const_expr(cfg.has_launch_control):
                 ask_for_all(schedule.answers)
+        if cutlass.const_expr(cfg.is_paired):
+            # Nobody of either CTA uses the other's shared or tensor memory any more.
+            sync_cluster()
+            if warp == cfg.correction_warp:
+                tmem.release(tmem.allocated(tmem_address), cfg.tmem_map.columns, is_paired=True)
 
     def _q_tiles(self, memory: cute.Pointer, columns: int, place_bytes: int) -> cute.Tensor:
         """One tile of 128 rows per Q tile."""
@@ -243,20 +259,23 @@ class Fa4Fwd:
         cfg = self.config
         warps = WARPGROUP_WARPS
 
-        def signal(slots: int, arrivals: int, orders_tmem: bool = False) -> Signal:
-            mbarriers = smem.allocate_array(cutlass.Int64, slots)
-            return Signal(mbarriers, slots, arrivals, orders_tmem)
+        def signal(slots: int, arrivals: int) -> Signal:
+            return Signal(smem.allocate_array(cutlass.Int64, slots), slots, arrivals)
+
+        def with_mma(slots: int, arrivals: int) -> Signal:
+            return replace(signal(slots, arrivals), orders_tmem=True, is_paired=cfg.is_paired)
 
         def maybe(exists: bool, arrivals: int) -> Signal | None:
             return signal(cfg.num_q_tiles, arrivals) if exists else None
 
         return Signals(
-            s=signal(S_BUFFERS, 1, orders_tmem=True),
-            p=signal(S_BUFFERS, 2 * warps, orders_tmem=True),
-            p_rest=signal(S_BUFFERS, warps, orders_tmem=True),
-            o=signal(cfg.num_q_tiles, 1, orders_tmem=True),
+            s=with_mma(S_BUFFERS, 1),
+            p=with_mma(S_BUFFERS, 2 * warps * cfg.num_ctas),
+            p_rest=with_mma(S_BUFFERS, warps * cfg.num_ctas),
+            o=with_mma(cfg.num_q_tiles, 1),
             sums=signal(cfg.num_q_tiles, warps),
             o_out=signal(cfg.num_q_tiles, warps),
             sums_taken=maybe(cfg.is_resident, warps),
             o_gone=maybe(cfg.is_resident and cfg.has_own_o, 1),
+            q_landed=with_mma(cfg.num_q_tiles, 1) if cfg.has_q_landed else None,
         )

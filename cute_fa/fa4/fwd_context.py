@@ -12,7 +12,7 @@ from cute_fa.blocks.fp8 import Descales, HeadDescales
 from cute_fa.blocks.pipelines import TmaPipe
 from cute_fa.blocks.row_tile import RowTile, Uses
 from cute_fa.blocks.scores import ScoreScale
-from cute_fa.blocks.signals import Signal
+from cute_fa.blocks.signals import Signal, commit
 from cute_fa.blocks.tile_scheduler import TileSchedule, WorkTile
 from cute_fa.blocks.transfers import Transfers
 from cute_fa.fa4.tmem_map import S_BUFFERS
@@ -30,11 +30,12 @@ class Signals:
     o_out: Signal  # CORRECTION → EPILOGUE, per Q tile
     sums_taken: Signal | None  # CORRECTION → SOFTMAX, per Q tile
     o_gone: Signal | None  # EPILOGUE → CORRECTION, per Q tile
+    q_landed: Signal | None  # MMA → CORRECTION, per Q tile
 
     def initialise(self) -> None:
         """Set the arrive counts; by one thread, before any other touches them."""
         signals = (self.s, self.p, self.p_rest, self.o, self.sums, self.o_out)
-        for signal in (*signals, self.sums_taken, self.o_gone):
+        for signal in (*signals, self.sums_taken, self.o_gone, self.q_landed):
             if signal is not None:
                 signal.initialise()
 
@@ -48,8 +49,8 @@ class Cta:
     transfers: Transfers
     sQ: cute.Tensor  # (128, D, Q tile)
     sO: cute.Tensor  # (128, Dv, Q tile), in Q's place unless config.has_own_o
-    sK: cute.Tensor  # (N, D, stage), in the slots of the ring
-    sV: cute.Tensor  # (N, Dv, stage), in the same slots
+    sK: cute.Tensor  # (N, D, stage), in the slots of the ring; of a pair, half of the N keys
+    sV: cute.Tensor  # (N, Dv, stage), in the same slots; of a pair, half of the Dv columns
     sFactor: cute.Tensor  # (128, S buffer) fp32: what each row of O has to be multiplied by
     sSum: cute.Tensor  # (128, Q tile) fp32: each row's sum of exponentials
     tmem_address: cute.Pointer  # in shared memory: where the allocation begins
@@ -58,6 +59,7 @@ class Cta:
     signals: Signals
     scores: ScoreScale
     descales: Descales
+    rank: cutlass.Int32 | None  # which CTA of a pair this is; None: there is no pair
     tmem: cute.Pointer | None = None  # column 0 of the allocation, in roles that use it
 
     def with_tmem(self) -> Cta:
@@ -73,7 +75,23 @@ class Cta:
 
     def q_tile(self, tile: RowTile, i):
         """Which run of 128 rows of its sequence (and group) Q tile ``i`` of a tile is."""
-        return tile.m_block * self.config.num_q_tiles + i
+        return self._of_pair(tile.m_block) * self.config.num_q_tiles + i
+
+    def k_block(self, block):
+        """Which run of ``config.k_rows`` keys this CTA loads of a block of K."""
+        return self._of_pair(block)
+
+    def v_column(self):
+        """The first column of a block of V that this CTA loads, as TMA counts them."""
+        return 0 if self.rank is None else self.rank * self.config.panel_dv
+
+    def _of_pair(self, whole):
+        """The number of this CTA's part of ``whole``, of which each CTA of a pair has a half."""
+        return whole if self.rank is None else 2 * whole + self.rank
+
+    def commit(self, mbarrier: cute.Pointer) -> None:
+        """MMA: tell whoever loads, of a pair in both CTAs, that the products are complete."""
+        commit(mbarrier, self.config.is_paired)
 
     def q_use(self, tile: RowTile, i):
         """The use of pipe_q that holds Q tile ``i``: each is a slot of its own."""

@@ -32,10 +32,13 @@ def correct(cta: Cta, thread: cutlass.Int32):
         return _correct_tile(cta, cta.tile(work, uses), thread, warp)
 
     for_each_tile(cta.schedule, correct_tile, Uses.none())
-    # This role has waited for whatever else anybody did to tensor memory.
-    cute.arch.barrier(barrier_id=int(Fa4FwdBarrier.CORRECTION), number_of_threads=WARPGROUP_THREADS)
-    if warp == 0:
-        tmem.release(cta.tmem, cta.config.tmem_map.columns)
+    if cutlass.const_expr(not cta.config.is_paired):
+        # This role has waited for whatever else anybody did to tensor memory.
+        cute.arch.barrier(
+            barrier_id=int(Fa4FwdBarrier.CORRECTION), number_of_threads=WARPGROUP_THREADS
+        )
+        if warp == 0:
+            tmem.release(cta.tmem, cta.config.tmem_map.columns)
 
 
 @cute.jit
@@ -122,7 +125,9 @@ def _finish(cta: Cta, tile: RowTile, i: cutlass.Int32, thread: cutlass.Int32):
 @cute.jit
 def _await_unread_q(cta: Cta, tile: RowTile, i: cutlass.Int32):
     """If no product has read Q, wait until it has landed: it must not land on O."""
-    if tile.blocks.count == 0:
+    if cutlass.const_expr(cta.config.has_q_landed):
+        cta.signals.q_landed.wait(i, tile.uses.tiles)
+    elif tile.blocks.count == 0:
         cta.pipe_q.wait(cta.q_use(tile, i))
 
 

@@ -23,7 +23,11 @@ def load(cta: Cta):
     def load_tile(work: WorkTile, uses: Uses) -> Uses:
         return _load_tile(cta, cta.tile(work, uses))
 
-    for_each_tile(cta.schedule, load_tile, Uses.none(), is_ahead=True)
+    uses = for_each_tile(cta.schedule, load_tile, Uses.none(), is_ahead=True)
+    if cutlass.const_expr(cta.config.is_paired):
+        # The leading CTA's commits arrive here: this CTA's mbarriers must outlive them.
+        cta.pipe_kv.drain(2 * uses.blocks)
+        cta.pipe_q.drain(uses.tiles)
 
 
 @cute.jit
@@ -64,7 +68,7 @@ def _load_k(cta: Cta, tile: RowTile, j: cutlass.Int32):
     """Block ``j`` of K to its slot."""
     tensor, pipe, n = cta.transfers.k, cta.pipe_kv, cta.k_use(tile, j)
     keys, block = Rows.of_keys(tile.sequence), tile.blocks.n_stop - 1 - j
-    tKsK, tKgK = tensor.tile(cta.sK, keys, tile.head_kv, block)
+    tKsK, tKgK = tensor.tile(cta.sK, keys, tile.head_kv, cta.k_block(block))
     pipe.acquire(n, cta.config.smem_k_bytes)
     cute.copy(tensor.atom, tKgK, tKsK[None, pipe.slot(n)], tma_bar_ptr=pipe.full(n))
 
@@ -74,6 +78,6 @@ def _load_v(cta: Cta, tile: RowTile, j: cutlass.Int32):
     """Block ``j`` of V to its slot."""
     tensor, pipe, n = cta.transfers.v, cta.pipe_kv, cta.v_use(tile, j)
     keys, block = Rows.of_keys(tile.sequence), tile.blocks.n_stop - 1 - j
-    tVsV, tVgV = tensor.tile(cta.sV, keys, tile.head_kv, block)
+    tVsV, tVgV = tensor.tile(cta.sV, keys, tile.head_kv, block, cta.v_column())
     pipe.acquire(n, cta.config.smem_v_bytes)
     cute.copy(tensor.atom, tVgV, tVsV[None, pipe.slot(n)], tma_bar_ptr=pipe.full(n))

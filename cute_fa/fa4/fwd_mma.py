@@ -10,7 +10,6 @@ from cutlass import cute
 from cute_fa.blocks import fp8
 from cute_fa.blocks.copies import transposed_view
 from cute_fa.blocks.row_tile import RowTile, Uses
-from cute_fa.blocks.signals import commit
 from cute_fa.blocks.signature import DTYPES
 from cute_fa.blocks.tile_scheduler import WorkTile, for_each_tile
 from cute_fa.blocks.umma import (
@@ -57,8 +56,8 @@ def multiply(cta: Cta):
 def _products(cta: Cta) -> Products:
     cfg = cta.config
     dtype = DTYPES[cfg.dtype]
-    mma_qk = mma_smem_smem(dtype, cfg.tile_n)
-    mma_pv = mma_tmem_smem(dtype, cfg.padded_dv)
+    mma_qk = mma_smem_smem(dtype, cfg.tile_n, cfg.is_paired)
+    mma_pv = mma_tmem_smem(dtype, cfg.padded_dv, cfg.is_paired)
     sQ, sK, sV = cta.sQ, cta.sK, cta.sV
     if cfg.is_fp8:
         sQ, sK, sV = map(fp8.bytes_of, (sQ, sK, sV))
@@ -89,7 +88,7 @@ def _multiply_tile(products: Products, tile: RowTile) -> Uses:
             _multiply_qk(products, tile, t + S_BUFFERS)
     if steps == 0:
         for i in cutlass.range(cta.config.num_q_tiles, unroll=1):
-            cta.pipe_q.wait(cta.q_use(tile, i))
+            _await_q(cta, tile, i)
             _release_q(cta, tile, i)
     return tile.uses_after
 
@@ -106,7 +105,7 @@ def _multiply_qk(products: Products, tile: RowTile, t: cutlass.Int32):
     i, j = t % cfg.num_q_tiles, t // cfg.num_q_tiles
     n, buffer = cta.k_use(tile, j), cta.s_buffer(tile, i, j)
     if j == 0:
-        cta.pipe_q.wait(cta.q_use(tile, i))
+        _await_q(cta, tile, i)
     if i == 0:
         cta.pipe_kv.wait(n)
     # S = Q Kᵀ   (128, N) = (128, D) @ (D, N)
@@ -121,16 +120,24 @@ def _multiply_qk(products: Products, tile: RowTile, t: cutlass.Int32):
     )
     cta.signals.s.commit(buffer)
     if i == cfg.num_q_tiles - 1:
-        commit(cta.pipe_kv.empty(n))
+        cta.commit(cta.pipe_kv.empty(n))
     if j == tile.blocks.count - 1:
         _release_q(cta, tile, i)
+
+
+@cute.jit
+def _await_q(cta: Cta, tile: RowTile, i: cutlass.Int32):
+    """Q has landed; of a pair, both are told, and either may write O in its place later."""
+    cta.pipe_q.wait(cta.q_use(tile, i))
+    if cutlass.const_expr(cta.config.has_q_landed):
+        cta.signals.q_landed.commit(i)
 
 
 @cute.jit
 def _release_q(cta: Cta, tile: RowTile, i: cutlass.Int32):
     """The next tile's Q may land, unless this tile's O is to leave from its place."""
     if cutlass.const_expr(cta.config.is_resident and cta.config.has_own_o):
-        commit(cta.pipe_q.empty(cta.q_use(tile, i)))
+        cta.commit(cta.pipe_q.empty(cta.q_use(tile, i)))
 
 
 @cute.jit
@@ -154,4 +161,4 @@ def _multiply_pv(products: Products, tile: RowTile, t: cutlass.Int32):
     gemm(products.mma_pv, acc_O, tOrP, tOrVt, k_steps=range(first_steps, steps), accumulate=True)
     cta.signals.o.commit(i)
     if i == cfg.num_q_tiles - 1:
-        commit(cta.pipe_kv.empty(n))
+        cta.commit(cta.pipe_kv.empty(n))
