@@ -92,10 +92,12 @@ def _arrive_at_leader(mbarrier: cute.Pointer) -> None:
 
 
 def sync_cluster() -> None:
-    """All threads of a cluster meet. What they wrote is not ordered: mbarriers have a fence of
-    their own, and nothing else is for the other CTA."""
+    """All threads of a cluster meet. That orders their accesses to tensor memory, and not what they
+    wrote elsewhere: mbarriers have a fence of their own, and nothing else is for the other CTA."""
+    tmem.fence_before_signal()
     cute.arch.cluster_arrive_relaxed()
     cute.arch.cluster_wait()
+    tmem.fence_after_signal()
 
 
 @cute.jit

@@ -211,10 +211,12 @@ def for_each_tile(
     ordinal: cutlass.Int32,
     is_ahead: cutlass.Constexpr = False,
 ):
-    """``body(work, ordinal) → ordinal`` for each tile of this CTA, by whole warps; returns the last.
+    """``body(work, ordinal) → ordinal`` for each tile of this CTA; by whole warps.
 
     Args:
         is_ahead: of one warp, which begins a tile before all others: then the next is asked for.
+
+    Returns the last ordinal.
     """
     work = schedule.first()
     if cutlass.const_expr(schedule.answers is not None):

@@ -222,9 +222,7 @@ class Fa4Fwd:
         else:
             cute.arch.setmaxregister_decrease(cfg.other_registers)
             if warp == cfg.mma_warp:
-                if cutlass.const_expr(not cfg.is_paired):
-                    multiply(cta)
-                elif leads:
+                if cutlass.const_expr(not cfg.is_paired) or leads:
                     multiply(cta)
             elif warp == cfg.load_warp:
                 load(cta)

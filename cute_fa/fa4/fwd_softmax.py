@@ -82,6 +82,9 @@ def _softmax_tile(row: Row, mLSE: cute.Tensor) -> Uses:
     cta, tile = row.cta, row.tile
     cfg = cta.config
     blocks = tile.blocks
+    if cutlass.const_expr(cfg.is_resident and cfg.is_paired):
+        # The last factors of the tile before have been read, too.
+        cta.signals.sums_taken.wait_for_previous(row.i, tile.uses.tiles)
     # The three ranges of ``KeyBlocks``, counted from the right.
     first_full = blocks.n_stop - blocks.n_full_stop
     first_left = blocks.n_stop - blocks.n_full_start
@@ -92,7 +95,7 @@ def _softmax_tile(row: Row, mLSE: cute.Tensor) -> Uses:
     if cutlass.const_expr(cfg.has_window_left):
         for j in cutlass.range(first_left, blocks.count, unroll=1):
             _block(row, j, is_masked=True)
-    if cutlass.const_expr(cfg.is_resident):
+    if cutlass.const_expr(cfg.is_resident and not cfg.is_paired):
         cta.signals.sums_taken.wait_for_previous(row.i, tile.uses.tiles)
     cta.sSum[row.thread, row.i] = row.softmax.total()
     cta.signals.sums.arrive(row.i)
@@ -122,11 +125,23 @@ def _block(row: Row, j: cutlass.Int32, is_masked: cutlass.Constexpr):
     factor = softmax.absorb_maximum(row_S)
     if j > 0:
         cta.sFactor[row.thread, buffer] = factor
-        cute.arch.barrier_arrive(
-            barrier_id=int(Fa4FwdBarrier.RESCALE) + WARPGROUP_WARPS * buffer + row.warp,
-            number_of_threads=2 * WARP_THREADS,
-        )
+        _hand_out_factors(cta, buffer, row.warp)
     _store_p(cta, softmax, row_S, buffer, row.thread)
+
+
+@cute.jit
+def _hand_out_factors(cta: Cta, buffer, warp: cutlass.Int32):
+    """To the CORRECTION warp of the same rows.
+
+    What MMA waits for between this block and the next use of the buffer says that CORRECTION has
+    read them, but not across CTAs (``Signal.is_paired``): there CORRECTION is waited for, which has
+    read the factors of the block before when it comes to take these.
+    """
+    hand_out = cute.arch.barrier if cta.config.is_paired else cute.arch.barrier_arrive
+    hand_out(
+        barrier_id=int(Fa4FwdBarrier.RESCALE) + WARPGROUP_WARPS * buffer + warp,
+        number_of_threads=2 * WARP_THREADS,
+    )
 
 
 def _of_block(row: Row, j: cutlass.Int32) -> tuple[ScoreScale, RowSoftmax]:
