@@ -41,11 +41,14 @@ class TensorShadow(TensorStamps):
         self._flights: dict[Flight, tuple[int, int]] = {}
         self._before = np.zeros_like(self._unfenced)  # ordered by each warp's last before-fence
         self._after = np.zeros_like(self._unfenced)  # what its next after-fence will order
+        # The same about what tcgen05 fences on both sides order.
+        self._announced_before = np.zeros_like(self._unfenced)
+        self._announced_after = np.zeros_like(self._unfenced)
 
     def _forget(self) -> None:
         super()._forget()
-        self._before[...] = 0
-        self._after[...] = 0
+        for order in (self._before, self._after, self._announced_before, self._announced_after):
+            order[...] = 0
 
     # --- loads and stores of threads --------------------------------------------------------------
 
@@ -249,6 +252,8 @@ class TensorShadow(TensorStamps):
                 np.put_along_axis(behind, own, np.take_along_axis(known, own, -1), -1)
                 announced = clocks.seen[warp, c0:c1, clocks.announced]
                 np.maximum(announced, behind, out=announced, where=active[w][:, None])
+                snapshot = self._announced_before[warp, c0:c1]
+                np.copyto(snapshot, announced, where=active[w][:, None])
 
     def fence_after(self, ctx: BlockContext, active: np.ndarray) -> None:
         """``tcgen05.fence::after_thread_sync``: what relaxed waits have seen is ordered now."""
@@ -256,6 +261,8 @@ class TensorShadow(TensorStamps):
         w0, w1, c0, c1 = ctx.rect
         snapshot = np.zeros((*active.shape, clocks.columns), np.uint32)
         snapshot[..., clocks.tensor] = self._after[w0:w1, c0:c1]
+        if clocks.announced is not None:
+            snapshot[..., clocks.announced] = self._announced_after[w0:w1, c0:c1]
         for w in np.flatnonzero(active.any(axis=1)):
             warp = w0 + int(w)
             clocks.acquire((warp, warp + 1, c0, c1), snapshot[w], active[w : w + 1])
@@ -269,6 +276,9 @@ class TensorShadow(TensorStamps):
         clocks = self._clocks()
         out = np.zeros(clocks.columns, np.uint32) if known is None else known.copy()
         np.maximum(out[clocks.tensor], self._before[warp, slot], out=out[clocks.tensor])
+        if clocks.announced is not None:
+            announced = out[clocks.announced]
+            np.maximum(announced, self._announced_before[warp, slot], out=announced)
         return out
 
     def without_fence(self, slot: int, warp: int) -> np.ndarray:
@@ -296,6 +306,10 @@ class TensorShadow(TensorStamps):
         if relaxed and released is not None:
             seen = released[clocks.tensor]
             self._after[warps, slot] = np.maximum(self._after[warps, slot], seen)
+            if clocks.announced is not None:
+                announced = released[clocks.announced]
+                known = self._announced_after[warps, slot]
+                self._announced_after[warps, slot] = np.maximum(known, announced)
             hints.append(seen)
         for hint in hints:
             if hint is not None:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from cute_fa.fa4.config import TILE_M
 from cute_fa.problem import AttentionProblem
 from cute_fa.reference import fa4 as reference
 from cute_fa.testing.cases import call_arguments
@@ -43,8 +42,8 @@ def _rescaled_warps(launch, config, blocks: int) -> int:
 
     From what was read of tensor memory; the rest of that is every S once, and every O at its end.
     """
-    assert launch.grid == (1, 1, 1)
-    rest = 4 * TILE_M * config.num_q_tiles * (blocks * config.tile_n + config.padded_dv)
+    assert launch.grid == (config.num_ctas, 1, 1)
+    rest = 4 * config.tile_m * (blocks * config.tile_n + config.padded_dv)
     rescaled, remainder = divmod(
         launch.counters["tmem_bytes_read"] - rest, 4 * 32 * config.padded_dv
     )
@@ -60,7 +59,7 @@ def _assert_like_reference(got, expected, softcap: float = 0.0):
     torch.testing.assert_close(lse, lse_ref, rtol=2.0**-20, atol=2.0**-19 + softcap * 2.0**-22)
 
 
-# Two Q tiles and one, both dtypes, blocks of 128, 96 and 64 columns, a mask, a softcap.
+# Two Q tiles and a pair's one, both dtypes, blocks of 128 and 96 columns, a mask, a softcap.
 CASES = [
     BASE,
     AttentionProblem(1, 40, 570, 1, 1, 128, 128, "bfloat16"),

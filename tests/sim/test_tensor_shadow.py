@@ -358,6 +358,23 @@ def test_strict_fences(name: str) -> None:
             assert program(*text, before=before).rules == []
 
 
+@pytest.mark.parametrize("arrival", ["", ".relaxed.cluster"])
+@pytest.mark.parametrize("wait", ["", ".relaxed.cluster"])
+def test_strict_fences_around_relaxed_operations(arrival: str, wait: str) -> None:
+    """Fences on both sides are what the strict rule asks for, whatever lies between them."""
+    every = frozenset(hazards.RULES)
+    first = AFTER + ST + WAIT_ST + BEFORE + arrive(arrival)
+    second = wait_on(OTHER_BAR, wait) + AFTER + LD + WAIT_LD
+    before = ST + WAIT_ST + BEFORE
+    assert program(first, "", second, before=before, checks=every).rules == []
+    for text in (
+        (first.replace(BEFORE, ""), second),
+        (first, second.replace(AFTER, "")),
+    ):
+        found = program(text[0], "", text[1], before=before, checks=every).rules
+        assert found and set(found) <= {"unfenced-tcgen05", *RULES}
+
+
 def test_many_events() -> None:
     """The clocks forget their past in between; nothing is reported that is not wrong."""
     from unittest.mock import patch
