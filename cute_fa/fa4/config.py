@@ -178,6 +178,12 @@ class Fa4FwdConfig(TmaForwardPlan):
         return round_up(self.head_dim_v, self.pad_columns * self.num_ctas)
 
     @property
+    def has_o_gone(self) -> bool:
+        """Whether CORRECTION has to be told that the last tile's O has left. In a CTA of its own, Q
+        says so that has landed in the same place."""
+        return self.is_resident and (self.has_own_o or self.is_paired)
+
+    @property
     def has_q_landed(self) -> bool:
         """Whether CORRECTION, before it writes O over Q, has to be told that Q has landed: the
         mbarrier that knows is the leading CTA's."""
@@ -329,14 +335,14 @@ class Fa4FwdConfig(TmaForwardPlan):
     @property
     def num_mbarriers(self) -> int:
         """Per Q tile: its bytes, its O, its sums, its O in shared memory; of resident CTAs, also
-        that its place is free, its sums are taken and, from a place of its own, its O is gone; of
-        pairs whose O leaves from Q's place, that Q has landed.
+        that its place is free, its sums are taken and (``has_o_gone``) its O is gone; of pairs
+        whose O leaves from Q's place, that Q has landed.
 
         Per S buffer: S, and the two parts of P. Per stage: full and empty.
         """
         per_q_tile = 4
         if self.is_resident:
-            per_q_tile += 3 if self.has_own_o else 2
+            per_q_tile += 2 + self.has_o_gone
         per_q_tile += self.has_q_landed
         return per_q_tile * self.num_q_tiles + 3 * S_BUFFERS + 2 * self.stages
 

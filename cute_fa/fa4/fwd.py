@@ -274,6 +274,6 @@ class Fa4Fwd:
             sums=signal(cfg.num_q_tiles, warps),
             o_out=signal(cfg.num_q_tiles, warps),
             sums_taken=maybe(cfg.is_resident, warps),
-            o_gone=maybe(cfg.is_resident and cfg.has_own_o, 1),
+            o_gone=maybe(cfg.has_o_gone, 1),
             q_landed=with_mma(cfg.num_q_tiles, 1) if cfg.has_q_landed else None,
         )

@@ -100,7 +100,7 @@ def _finish(cta: Cta, tile: RowTile, i: cutlass.Int32, thread: cutlass.Int32):
         cta.signals.o.wait(i, cta.o_use(tile, count - 1))
     if cutlass.const_expr(not cfg.has_own_o):
         _await_unread_q(cta, tile, i)
-    elif cutlass.const_expr(cfg.is_resident):
+    if cutlass.const_expr(cfg.has_o_gone):
         cta.signals.o_gone.wait_for_previous(i, tiles)
     inverse = cute.arch.rcp_approx(cutlass.select_(total == 0.0, cutlass.Float32(1.0), total))
     of_out = cta.descales_of(tile).of_out

@@ -40,8 +40,8 @@ def _store_tile(cta: Cta, tile: RowTile) -> Uses:
     if cutlass.const_expr(cfg.is_resident):
         for i in cutlass.range_constexpr(cfg.num_q_tiles):
             cute.arch.cp_async_bulk_wait_group(cfg.num_q_tiles - 1 - i, read=True)
-            if cutlass.const_expr(cfg.has_own_o):
+            if cutlass.const_expr(cfg.has_o_gone):
                 cta.signals.o_gone.arrive(i)
-            else:
+            if cutlass.const_expr(not cfg.has_own_o):
                 cta.pipe_q.release(cta.q_use(tile, i))
     return tile.uses_after
