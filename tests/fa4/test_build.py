@@ -12,6 +12,7 @@ from cute_fa.errors import MissingToolError
 from cute_fa.fa4.config import REGISTERS
 from cute_fa.sim.umma_instruction import InstructionDescriptor, decode
 
+COPY = "cp.async.bulk.tensor"
 MASKS = {
     "full": {},
     "causal": {"causal": True},
@@ -81,7 +82,8 @@ def _constants(ptx: str, register: str) -> tuple[int, ...]:
 def _products(ptx: str) -> list[tuple[bool, list[InstructionDescriptor]]]:
     """Of each product in order, whether A is from tensor memory, and what it may be told to do."""
     found = re.findall(
-        r"tcgen05\.mma\.cta_group::1\.kind::f16\S*\s+\[%r\d+\], (\[?)%\w+\]?, %rd\d+, (%r\d+),", ptx
+        r"tcgen05\.mma\.cta_group::\d\.kind::f16\S*\s+\[%r\d+\], (\[?)%\w+\]?, %rd\d+, (%r\d+),",
+        ptx,
     )
     return [(bool(a), [decode(bits, "f16") for bits in _constants(ptx, d)]) for a, d in found]
 
@@ -98,17 +100,17 @@ def test_ptx_is_what_the_tiles_imply(head_dim, mask):
     for is_p, forms in products:
         for form in forms:
             columns = config.padded_dv if is_p else config.tile_n
-            assert (form.m, form.n, form.k, form.d) == (128, columns, 16, "f32")
+            assert (form.m, form.n, form.k, form.d) == (128 * config.num_ctas, columns, 16, "f32")
             assert (form.a, form.b) == ("bf16", "bf16")
             assert (form.transpose_a, form.transpose_b) == (False, is_p)  # V's rows are keys
         # A negative scale turns Q's sign.
         assert {form.negate_a for form in forms} == ({False} if is_p else {False, True})
-    panels = config.padded_d // 64
+    panels, panels_v = config.padded_d // 64, config.v_columns // 64
     # Q's tiles; K first and in the loop (with one Q tile, also its second block); V in the loop.
-    loads = config.num_q_tiles + (4 if config.num_q_tiles == 1 else 3)
-    assert ptx.count("cp.async.bulk.tensor.4d.shared::cta.global") == panels * loads
-    stores = ptx.count("cp.async.bulk.tensor.4d.global.shared::cta")
-    assert stores == panels * config.num_q_tiles
+    loads = panels * (config.num_q_tiles + (3 if config.num_q_tiles == 1 else 2)) + panels_v
+    assert len(re.findall(rf"{COPY}\.4d\.shared::\w+\.global", ptx)) == loads
+    stores = ptx.count(f"{COPY}.4d.global.shared::cta")
+    assert stores == config.padded_dv // 64 * config.num_q_tiles
     assert "ld.global" not in ptx and "wgmma" not in ptx and "mma.sync" not in ptx
     assert ptx.count("tcgen05.alloc") == ptx.count("tcgen05.dealloc") == 1
     for register in re.findall(r"tcgen05\.(?:de)?alloc\S*\s+\[?%r\d+\]?, (%r\d+);", ptx):
@@ -130,7 +132,7 @@ def test_machine_code_has_each_product_and_copy_once(head_dim, mask):
     compiled = _compile(head_dim, mask)
     for machine, virtual in {
         "UTCHMMA": "tcgen05.mma.",
-        "UTMALDG": "shared::cta.global.tile.mbarrier",
+        "UTMALDG": ".global.tile.mbarrier",
         "UTMASTG": "global.shared::cta.tile.bulk_group",
         "STG": "st.global",
     }.items():

@@ -34,9 +34,10 @@ TABLE = {
     (128, 128, False): (2, 128, 3, 512, 224),
     (128, 128, True): (2, 128, 5, 512, 224),
     (192, 128, True): (2, 96, 3, 448, 204),
-    (192, 192, True): (1, 128, 3, 448, 192),
-    (256, 256, False): (1, 64, 3, 384, 224),
-    (256, 256, True): (1, 64, 5, 384, 224),
+    (192, 192, False): (1, 128, 5, 448, 216),
+    (192, 192, True): (1, 128, 7, 448, 216),
+    (256, 256, False): (1, 128, 3, 512, 224),
+    (256, 256, True): (1, 128, 5, 512, 224),
 }
 
 
@@ -51,6 +52,7 @@ def test_tile_table(head_dim, head_dim_v, causal):
         config.tmem_map.columns_used,
         tiles_kib,
     )
+    assert config.is_paired == (config.num_q_tiles == 1)
     assert got == TABLE[head_dim, head_dim_v, causal]
 
 

@@ -18,7 +18,7 @@ from cute_fa.errors import InvalidArgumentError
 from cute_fa.fa4.config import TILE_M
 from cute_fa.problem import AttentionProblem
 from cute_fa.sim.hazards import RULES
-from cute_fa.testing.inputs import index_coded_inputs, normal_inputs
+from cute_fa.testing.inputs import index_coded_inputs, normal_inputs, quantized_inputs
 from cute_fa.varlen import Packing, VarlenProblem
 
 POLICIES = ("late", "random")
@@ -121,9 +121,11 @@ def test_random_problem(fa4, mask, seed):
 
 def test_fp8_of_pairs(fa4):
     """A plan that the table does not choose: bytes in the halves of K and V."""
-    problem = AttentionProblem(1, 300, 200, 1, 1, 64, 64, "float8_e4m3fn")
+    problem = AttentionProblem(1, 300, 200, 2, 1, 64, 64, "float8_e4m3fn")
     config = fa4.config(problem, **NARROW)
     assert (config.smem_k_bytes, config.smem_v_bytes) == (64 * 64, 128 * 32)
+    inputs = quantized_inputs(problem, by_block=True)
+    fa4.check(problem, inputs, completion="late", sms=2, checks=ALL_RULES, **NARROW)
 
 
 @pytest.fixture(scope="module", params=[{}, {"causal": True}], ids=["full", "causal"])

@@ -63,6 +63,7 @@ VARLEN = VarlenProblem.of(
     AttentionProblem(1, 1, 1, 2, 1, 64, 64, "float16", causal=True),
     Packing.of_lengths((1, 0, 300, 70, 513), (200, 30, 65, 0, 190), (1, 0, 300, 0, 513)),
 )
+ALONE = {"is_paired": False, "tile_n": 64}
 ASKING = {"has_launch_control": True, "is_persistent": False}
 
 
@@ -92,7 +93,7 @@ def test_launch_control(fa4, problem, completion):
 
 @pytest.mark.parametrize(
     ("dims", "changes"),
-    [((128, 128), {"has_own_o": True, "stages": 3}), ((256, 256), {}), ((192, 128), {})],
+    [((128, 128), {"has_own_o": True, "stages": 3}), ((256, 256), ALONE), ((192, 128), {})],
     ids=["own-o", "one-q-tile", "d192"],
 )
 def test_launch_control_of_other_plans(fa4, dims, changes):
