@@ -63,7 +63,8 @@ class Fa4Fwd:
         SCHEDULER   15                   48 or 96    asks for tiles (blocks.launch_control), or idle
 
     With one Q tile there is one SOFTMAX warpgroup, everybody else is four warps lower, and the
-    second numbers hold. b is an S buffer, i a Q tile.
+    second numbers hold. Of a pair of CTAs, MMA of the first works for both. b is an S buffer, i a Q
+    tile.
 
         pipe        slots       filled by            full when          freed by
         pipe_q      one per i   LOAD (1 + tx bytes)  it has landed      MMA (commit) or EPILOGUE (1)
@@ -81,6 +82,7 @@ class Fa4Fwd:
         o_out       i      CORRECTION (4 warps)                         EPILOGUE    O / l is in sO
         o_gone      i      EPILOGUE (1 warp)                            CORRECTION  … and was read
         begun       1      LOAD (1 warp)                                SCHEDULER   it begins a tile
+        q_landed    i      MMA (commit)                                 CORRECTION  Q has landed
 
         named barrier   threads  who
         RESCALE+4b+w    64       SOFTMAX warp w arrives, CORRECTION warp w waits: rows' factors
@@ -88,6 +90,11 @@ class Fa4Fwd:
     Resident CTAs alone, which may take more than one tile, have sums_taken, empty barriers of
     pipe_q, and o_gone if O has places of its own; those with launch control, answers and begun. An
     S buffer needs no way back: whoever may write to it next has waited for its readers.
+
+    In a pair of CTAs full slots, p and p_rest are the first one's, with the bytes and arrivals of
+    both; commits arrive in both; SOFTMAX too waits at RESCALE; there are o_gone wherever CTAs are
+    resident, and q_landed wherever O leaves from Q's place: arrivals in the other CTA say nothing
+    about shared memory (``blocks.signals``).
 
         tensor memory, columns   0        N        2N           2N + Dv       2N + 2Dv ≤ 512
                                  S₀ | P₀  S₁ | P₁  O₀           O₁

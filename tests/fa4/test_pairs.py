@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from cute_fa.bench.model import model_forward
 from cute_fa.build import compile
 from cute_fa.errors import InvalidArgumentError
 from cute_fa.fa4.config import TILE_M
@@ -165,3 +166,13 @@ def test_pairs_spill_nothing(wide):
 def test_plans_that_cannot_be_paired(fa4, changes, message):
     with pytest.raises(InvalidArgumentError, match=message):
         fa4.config(BASE, **changes)
+
+
+def test_both_sms_of_a_pair_multiply():
+    """In the model of the machine: for 128 keys, as long as the products of 128 rows take."""
+    problem = AttentionProblem(1, 256, 256, 1, 1, 256, 256, "bfloat16")
+    timeline = model_forward(problem, "fa4", "sm_100a").timeline
+    cycles = timeline.units["tensor core"] * timeline.cycles
+    assert cycles == pytest.approx(4 * 128 * 256 * 256 / timeline.model.tensor_flops[16])
+    shared = timeline.units["shared memory"] * timeline.cycles
+    assert cycles / 2 < shared < cycles

@@ -361,7 +361,11 @@ class _Replay:
             self.intervals.append(Interval("copies", start, end, "copy", f"{event.nbytes} bytes"))
             warp.open_ends["bulk"] = max(warp.open_ends.get("bulk", 0.0), end)
         elif event.kind == "product":
-            start, end = sm.sm_product(now, event.flops, event.bits, event.nbytes, event.ctas)
+            work = event.flops, event.bits, event.nbytes, event.ctas
+            start, end = sm.sm_product(now, *work)
+            # A cluster's CTAs stand side by side, and those of pairs are even in number.
+            if event.ctas == 2 and warp.slot ^ 1 in self.sms:
+                self.sms[warp.slot ^ 1].sm_product(start, *work)
             self.intervals.append(Interval("tensor core", start, end, "product", warp.lane))
         elif event.kind == "commit":
             end = max(now, sm.tensor_sm) + self.model.tensor_latency
