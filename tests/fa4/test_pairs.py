@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+import cute_fa
+from cute_fa import sim
 from cute_fa.bench.model import model_forward
-from cute_fa.build import compile
+from cute_fa.build import aot, compile, presets
 from cute_fa.errors import InvalidArgumentError
 from cute_fa.fa4.config import TILE_M
-from cute_fa.problem import AttentionProblem
+from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.sim.hazards import RULES
 from cute_fa.testing.inputs import index_coded_inputs, normal_inputs, quantized_inputs
 from cute_fa.varlen import Packing, VarlenProblem
@@ -176,3 +178,19 @@ def test_both_sms_of_a_pair_multiply():
     assert cycles == pytest.approx(4 * 128 * 256 * 256 / timeline.model.tensor_flops[16])
     shared = timeline.units["shared memory"] * timeline.cycles
     assert cycles / 2 < shared < cycles
+
+
+def test_a_bundle_launches_pairs(tmp_path, monkeypatch):
+    """Ahead of time as well: the host code of a bundle's kernel asks for clusters of two."""
+    variant = KernelVariant("bfloat16", 256, 256)
+    wishes = (presets.Wish(variant, ("fa4",)),)
+    table = {"wide": presets.Preset("tests", lambda: iter(wishes))}
+    monkeypatch.setattr(presets, "PRESETS", table)
+    folder = tmp_path / "wide"
+    aot.write_bundle(folder, archs=["sm_100a"], presets=["wide"], with_runtime=False, jobs=1)
+    q, k, v = normal_inputs(AttentionProblem(1, 130, 100, 1, 1, 256, 256, "bfloat16"))[:3]
+    with sim.Device("sm_100a") as device:
+        expected = cute_fa.flash_attn_func(q, k, v, generation="fa4")
+        found = cute_fa.load_bundle(folder).flash_attn_func(q, k, v, generation="fa4")
+    assert torch.equal(found, expected)
+    assert [launch.cluster for launch in device.launches] == [(2, 1, 1), (2, 1, 1)]
