@@ -95,7 +95,7 @@ class _Parser(argparse.ArgumentParser):
         )
 
 
-def _parse(argv: list[str], *, as_json: bool) -> argparse.Namespace:
+def _parse(argv: list[str], *, as_json: bool = False) -> argparse.Namespace:
     parser = _Parser(
         prog="cute-fa",
         description="FlashAttention 1 to 4 as CuTe DSL kernels, compiled, run and inspected "
