@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "What two kernels differ in. A and B are kernels in the words that cute-fa compile prints, "
         "with fields of the config (--set) added as NAME=VALUE, e.g. 'fa2 sm_80 bfloat16 d128 "
-        "causal tile_n=32'; or a .ptx or .cubin file, beside which the other one is taken too if "
+        "causal tile_n=64'; or a .ptx or .cubin file, beside which the other one is taken too if "
         "it has the same name. Exit code 1 if they differ."
     )
     parser.add_argument("first", metavar="A")
