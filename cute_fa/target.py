@@ -43,6 +43,7 @@ class Target:
 
     @property
     def major(self) -> int:
+        """Of the compute capability: 8, 9, 10 …"""
         return self.compute_capability[0]
 
     @property
@@ -57,10 +58,12 @@ class Target:
 
     @property
     def has_wgmma(self) -> bool:
+        """Whether warpgroups multiply from shared memory (PTX ISA, wgmma): sm_90a alone."""
         return self.major == 9 and self.is_architecture_specific
 
     @property
     def has_tcgen05(self) -> bool:
+        """Whether there is tensor memory (PTX ISA, tcgen05)."""
         return self.major in (10, 11) and self.is_architecture_specific
 
 

@@ -64,6 +64,7 @@ class Packing:
 
     @property
     def batch(self) -> int:
+        """How many sequences there are."""
         return len(self.cu_seqlens_q) - 1
 
     @property

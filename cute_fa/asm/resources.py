@@ -83,6 +83,7 @@ class Resources:
         return bool(self.stack_bytes or self.local_store_bytes or self.local_load_bytes)
 
     def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return {**asdict(self), "role_registers": list(self.role_registers)}
 
 

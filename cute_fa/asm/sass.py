@@ -50,6 +50,7 @@ class SassInstr:
 
     @property
     def text(self) -> str:
+        """Guard, opcode and operands on one line."""
         return " ".join(filter(None, (self.guard, self.opcode, self.operands)))
 
 

@@ -50,6 +50,7 @@ class KernelCache:
         self.max_bytes = max_bytes
 
     def path(self, key: str) -> Path:
+        """The folder of a kernel, there or not."""
         return self.root / key
 
     def load(self, key: str) -> tuple[dict[str, bytes], dict[str, Any]] | None:

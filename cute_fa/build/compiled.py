@@ -52,6 +52,7 @@ class Compiled:
 
     @property
     def target(self) -> Target:
+        """What it was compiled for."""
         return get_target(self.arch)
 
     @property

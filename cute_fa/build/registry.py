@@ -59,6 +59,7 @@ class KernelEntry:
 
     @property
     def name(self) -> str:
+        """E.g. "fa2 fwd"."""
         return f"{self.generation} {self.direction}"
 
     def preferred_group(self, problem: Problem) -> int:

@@ -47,10 +47,12 @@ class Blocks(Sequence[Block]):
 
     @cached_property
     def successors(self) -> tuple[tuple[int, ...], ...]:
+        """Of each block, the blocks that may follow it."""
         return tuple(block.successors for block in self._blocks)
 
     @cached_property
     def predecessors(self) -> tuple[tuple[int, ...], ...]:
+        """Of each block, the blocks that it may follow."""
         into: list[list[int]] = [[] for _ in self._blocks]
         for block in self._blocks:
             for successor in block.successors:

@@ -114,10 +114,12 @@ class Kernel:
 
     @property
     def reqntid(self) -> tuple[int, int, int] | None:
+        """Threads of a CTA in x, y, z, exactly (``.reqntid``)."""
         return self._dims("reqntid")
 
     @property
     def maxntid(self) -> tuple[int, int, int] | None:
+        """The most threads of a CTA in x, y, z (``.maxntid``)."""
         return self._dims("maxntid")
 
     @property
@@ -132,6 +134,7 @@ class Kernel:
 
     @property
     def maxnreg(self) -> int | None:
+        """The most registers of a thread (``.maxnreg``)."""
         return self._number("maxnreg")
 
     def param(self, name: str) -> Param:

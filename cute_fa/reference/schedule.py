@@ -25,7 +25,9 @@ class Plan(PackedTiles, Protocol):
     """What a kernel config says of its tiles."""
 
     @property
-    def has_long_last_tiles(self) -> bool: ...
+    def has_long_last_tiles(self) -> bool:
+        """Whether later rows see more keys."""
+        ...
 
 
 @dataclass(frozen=True)

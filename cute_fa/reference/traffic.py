@@ -31,17 +31,23 @@ class Tiles(Protocol):
     """What a kernel config says of its loop."""
 
     @property
-    def tile_m(self) -> int: ...
+    def tile_m(self) -> int:
+        """Query rows of a tile."""
+        ...
 
     @property
-    def tile_n(self) -> int: ...
+    def tile_n(self) -> int:
+        """Key columns of a tile."""
+        ...
 
 
 class PackedTiles(Tiles, Protocol):
     """The same of a kernel that can pack query heads."""
 
     @property
-    def packed_group(self) -> int: ...
+    def packed_group(self) -> int:
+        """Query heads that share a tile."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Traffic:
 
     @property
     def total(self) -> int:
+        """Bytes read and written."""
         return self.read + self.written
 
 

@@ -81,38 +81,47 @@ class Counters:
 
     @property
     def warp_instructions(self) -> int:
+        """Instructions executed, one per warp."""
         return self["warp_instructions"]
 
     @property
     def exponentials(self) -> int:
+        """ex2 evaluations, per thread and element."""
         return self["exponentials"]
 
     @property
     def fmas(self) -> int:
+        """Fused multiply-adds in f32 or narrower, per thread and element."""
         return self["fmas"]
 
     @property
     def mma_flops(self) -> int:
+        """Multiply-adds of matrix instructions times two, of all input types."""
         return sum(self.by_class("mma_flops").values())
 
     @property
     def global_bytes_read(self) -> int:
+        """Bytes requested from global memory."""
         return self["global_bytes_read"]
 
     @property
     def global_bytes_written(self) -> int:
+        """Bytes sent to global memory."""
         return self["global_bytes_written"]
 
     @property
     def shared_bytes_read(self) -> int:
+        """Bytes read from shared memory by threads and copies."""
         return self["shared_bytes_read"]
 
     @property
     def shared_bytes_written(self) -> int:
+        """Bytes written to shared memory."""
         return self["shared_bytes_written"]
 
     @property
     def barrier_waits(self) -> int:
+        """Barrier waits, one per warp."""
         return self["barrier_waits"]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Measure:
 
     @property
     def ok(self) -> bool:
+        """Whether the error is within its budget."""
         return self.error <= self.allowed
 
     def __str__(self) -> str:
@@ -87,6 +88,7 @@ class ErrorReport:
 
     @property
     def ok(self) -> bool:
+        """Whether every error is within its budget."""
         return not self.problems and all(measure.ok for measure in self.measures)
 
     def __bool__(self) -> bool:
