@@ -12,17 +12,11 @@ import torch
 from torch.autograd import forward_ad
 
 from cute_fa.errors import CuteFAError, InvalidArgumentError, InvalidTypeError, UnsupportedError
-from cute_fa.ops import checks, flash_attn_func, sources
+from cute_fa.ops import checks, flash_attn_func
 from cute_fa.ops.checks import Options, check_call
 from cute_fa.target import TARGETS, get_target
 
-
-@pytest.fixture(autouse=True)
-def nothing_is_compiled(monkeypatch):
-    def compiled(*_):
-        raise AssertionError("compiled although the call is wrong")
-
-    monkeypatch.setattr(sources, "kernel", compiled)
+pytestmark = pytest.mark.usefixtures("nothing_is_compiled")
 
 
 def tensors(batch=2, seqlen_q=5, seqlen_k=7, heads_q=4, heads_k=2, dim=16, dim_v=16, **kind):

@@ -108,14 +108,8 @@ def test_opcheck(layout):
     assert set(result.values()) == {"SUCCESS"}, result
 
 
-def test_torch_compile_takes_it_whole_and_for_every_length():
-    graphs = []
-
-    def backend(graph, example_inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    @torch.compile(fullgraph=True, dynamic=True, backend=backend)
+def test_torch_compile_takes_it_whole_and_for_every_length(graphs):
+    @torch.compile(fullgraph=True, dynamic=True, backend=graphs)
     def layer(q, k, v):
         out, lse = flash_attn_func(q * 2, k, v, causal=True, window_size=(20, -1), return_lse=True)
         return out + 1, lse

@@ -230,14 +230,8 @@ def test_meta_and_fake_tensors_give_shapes_without_compiling(monkeypatch):
         )
 
 
-def test_torch_compile_takes_it_whole_and_for_every_length():
-    graphs = []
-
-    def backend(graph, example_inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    @torch.compile(fullgraph=True, dynamic=True, backend=backend)
+def test_torch_compile_takes_it_whole_and_for_every_length(graphs):
+    @torch.compile(fullgraph=True, dynamic=True, backend=graphs)
     def layer(q, k, v, borders, longest):
         out, lse = flash_attn_varlen_func(
             *(q * 2, k, v),

@@ -9,18 +9,11 @@ import torch
 
 from cute_fa import flash_attn_varlen_func
 from cute_fa.errors import CuteFAError, InvalidArgumentError, InvalidTypeError, UnsupportedError
-from cute_fa.ops import sources
 from cute_fa.ops.checks import Options
 from cute_fa.ops.varlen_checks import Lengths, check_lengths, check_varlen_call
 from cute_fa.varlen import Packing
 
-
-@pytest.fixture(autouse=True)
-def nothing_is_compiled(monkeypatch):
-    def compiled(*_):
-        raise AssertionError("compiled although the call is wrong")
-
-    monkeypatch.setattr(sources, "kernel", compiled)
+pytestmark = pytest.mark.usefixtures("nothing_is_compiled")
 
 
 def int32(*numbers):
