@@ -199,11 +199,17 @@ def _signals(found: _Collection, c: int, signal: int, ranks: int | None) -> list
 _BITS = {"f16": 16, "tf32": 32, "mxf4": 4, "mxf4nvf4": 4}
 
 
+def _executing(ctx: BlockContext, mask: Mask) -> list[tuple[int, ...]]:
+    """(w, c, lane) in the rectangle of each executing thread."""
+    active = ctx.lanes.dense_mask() if mask is None else mask
+    return [tuple(at) for at in np.argwhere(active).tolist()]
+
+
 def _tcgen05_mma(
     handler: Any, ctx: BlockContext, mask: Mask, sources: Sequence[Any], out: Any
 ) -> Extracted:
     found = _Collection(ctx)
-    for at in handler.threads(ctx, mask):
+    for at in _executing(ctx, mask):
         form = decode(int(sources[3][at]), handler.kind)
         bits = _BITS.get(handler.kind, 8)
         rows = form.n + (0 if handler.a_in_tmem else form.m)
@@ -222,7 +228,7 @@ def _tcgen05_commit(
     handler: Any, ctx: BlockContext, mask: Mask, sources: Sequence[Any], out: Any
 ) -> Extracted:
     found = _Collection(ctx)
-    for at in handler.threads(ctx, mask):
+    for at in _executing(ctx, mask):
         ranks = int(sources[1][at]) if handler.multicast else None
         for bar in _signals(found, at[1], int(sources[0][at]), ranks):
             found.add(at[0], at[1], Event("commit", bar, count=1))
