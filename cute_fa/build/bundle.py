@@ -12,7 +12,6 @@ import lzma
 import os
 import platform
 import sys
-import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +21,7 @@ from typing import Any
 
 import cute_fa
 from cute_fa.build import keys, manifest, registry
-from cute_fa.build.compiled import label
+from cute_fa.build.compiled import LaunchableKernel, label
 from cute_fa.build.host import load_host, load_library
 from cute_fa.build.toolchain import cuda_driver_version, runtime_library
 from cute_fa.errors import (
@@ -41,60 +40,31 @@ _SHOWN = 8
 
 
 @dataclass(frozen=True, eq=False)
-class BundleKernel:
+class BundleKernel(LaunchableKernel):
     """One kernel of a bundle; stands in for a ``Compiled`` wherever kernels are launched.
 
     Attributes:
         name: of its files, and in tables of tuned choices.
         role: "default", or "candidate" for one that only tuning tries.
-        generation, direction, arch, variant, config, kernel_name, options, key: as of ``Compiled``.
         resources: registers, spills, shared memory and so on, as a dict.
     """
 
     name: str
     role: str
-    generation: str
-    direction: str
-    arch: str
-    variant: KernelVariant
-    config: Any
-    kernel_name: str
-    options: str
-    key: str
     resources: Mapping[str, Any] = field(repr=False)
     _bundle: Bundle = field(repr=False)
     _files: Mapping[str, str] = field(repr=False)
-    _hosts: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
-    _lock: Any = field(default_factory=threading.Lock, init=False, repr=False)
-
-    @property
-    def target(self) -> Target:
-        return get_target(self.arch)
-
-    @property
-    def label(self) -> str:
-        return label(self.generation, self.direction, self.arch, self.variant)
 
     @cached_property
     def ptx(self) -> str:
+        """PTX text."""
         return lzma.decompress(self._path("ptx").read_bytes()).decode()
 
-    def host(self, backend: str) -> Any:
-        """The launch function for "cuda" or "sim", as of ``Compiled.host``.
-
-        Raises:
-            MissingToolError: "cuda" without a CUDA driver; "sim" without a C compiler.
-            BundleError: the driver is too old for the bundle's runtime library.
-        """
-        with self._lock:
-            if backend not in self._hosts:
-                if backend == "cuda":
-                    check_driver(self._bundle)
-                    self._hosts[backend] = self.load_library()
-                else:
-                    launch_code = lzma.decompress(self._path("object").read_bytes())
-                    self._hosts[backend] = load_host(backend, launch_code, None)
-            return self._hosts[backend]
+    def _load_host(self, backend: str) -> Any:
+        if backend == "cuda":
+            check_driver(self._bundle)
+            return self.load_library()
+        return load_host(backend, lzma.decompress(self._path("object").read_bytes()), None)
 
     def load_library(self) -> Any:
         """The launch function for a GPU, whether or not there is one."""

@@ -16,8 +16,8 @@ from cute_fa.target import Target, get_target
 
 
 @dataclass(frozen=True, eq=False)
-class Compiled:
-    """One kernel compiled for one architecture.
+class LaunchableKernel:
+    """What a compiled kernel is, wherever it comes from, and the functions that launch it.
 
     Attributes:
         generation, direction: the rung, "fwd" or "bwd".
@@ -25,13 +25,8 @@ class Compiled:
         variant: what the kernel is specialised for (dtype, head dims, masks).
         config: the kernel's own frozen config (tiles, stages, threads, …).
         kernel_name: the entry symbol in the PTX and the cubin.
-        ptx: PTX text.
-        cubin: ELF bytes for ``arch``.
         options: the options that the DSL compiled with.
         key: content key: equal keys mean equal artefacts.
-        toolchain: versions of everything that compiled it.
-        host_object: relocatable object with the TVM-FFI launch function.
-        directory: where the cache keeps it; None if it is not cached.
     """
 
     generation: str
@@ -40,13 +35,8 @@ class Compiled:
     variant: KernelVariant
     config: Any
     kernel_name: str
-    ptx: str = field(repr=False)
-    cubin: bytes = field(repr=False)
     options: str
     key: str
-    toolchain: Mapping[str, str] = field(repr=False)
-    host_object: bytes = field(repr=False)
-    directory: Path | None = field(default=None, repr=False)
     _hosts: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _lock: Any = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -59,6 +49,43 @@ class Compiled:
     def label(self) -> str:
         """One line that tells it from its neighbours, e.g. "fa2 fwd sm_80 bfloat16 d128 causal"."""
         return label(self.generation, self.direction, self.arch, self.variant)
+
+    def host(self, backend: str) -> Any:
+        """The launch function for "sim" or "cuda": a TVM-FFI function of the kernel's arguments.
+
+        "sim" runs inside ``cute_fa.sim.Device`` (``Device.bind``), "cuda" on the current device
+        and stream. Linked or loaded on first use.
+
+        Raises:
+            MissingToolError: "cuda" without a CUDA driver; "sim" without a C compiler.
+            BundleError: the driver is too old for the bundle's runtime library.
+        """
+        with self._lock:
+            if backend not in self._hosts:
+                self._hosts[backend] = self._load_host(backend)
+            return self._hosts[backend]
+
+    def _load_host(self, backend: str) -> Any:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled(LaunchableKernel):
+    """One kernel compiled for one architecture.
+
+    Attributes:
+        ptx: PTX text.
+        cubin: ELF bytes for ``arch``.
+        toolchain: versions of everything that compiled it.
+        host_object: relocatable object with the TVM-FFI launch function.
+        directory: where the cache keeps it; None if it is not cached.
+    """
+
+    ptx: str = field(repr=False)
+    cubin: bytes = field(repr=False)
+    toolchain: Mapping[str, str] = field(repr=False)
+    host_object: bytes = field(repr=False)
+    directory: Path | None = field(default=None, repr=False)
 
     @cached_property
     def sass(self) -> str:
@@ -76,16 +103,8 @@ class Compiled:
         """Registers, spills, shared memory, threads and occupancy, read from the cubin."""
         return kernel_resources(self.cubin, self.kernel_name, self.config, self.target)
 
-    def host(self, backend: str) -> Any:
-        """The launch function for "sim" or "cuda": a TVM-FFI function of the kernel's arguments.
-
-        "sim" runs inside ``cute_fa.sim.Device`` (``Device.bind``), "cuda" on the current device
-        and stream. Linked on first use.
-        """
-        with self._lock:
-            if backend not in self._hosts:
-                self._hosts[backend] = load_host(backend, self.host_object, self.directory)
-            return self._hosts[backend]
+    def _load_host(self, backend: str) -> Any:
+        return load_host(backend, self.host_object, self.directory)
 
 
 def label(generation: str, direction: str, arch: str, variant: KernelVariant) -> str:
