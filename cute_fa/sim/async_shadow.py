@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext, Wave
 
 OVERWRITE_RULE = "unfenced-async-overwrite"
+THREADS_READ = ("ld", "ldmatrix", "atom")
+"""Operations whose reads are the threads' own; what an engine has read may count as theirs too."""
 
 CHUNK = 16  # bytes: what engines move is made of these
 
@@ -107,9 +109,12 @@ class AsyncShadow(Subsystem):
         if self.wants_read_fences:
             unfenced = (earlier >= fenced) & (earlier != 0) & ~late
             for agent in np.flatnonzero(unfenced):
-                text = "no fence.proxy.async between the threads' read and the async proxy's write"
                 stamp = int(earlier[agent]) + int(agent)
-                self._report(ctx, OVERWRITE_RULE, text, issuer, area, stamp, "read")
+                number = clocks.instruction(stamp)
+                if number is not None and self.wave.kernel.body[number].op in THREADS_READ:
+                    text = "no fence.proxy.async between the threads' read and the async proxy's"
+                    text += " write"
+                    self._report(ctx, OVERWRITE_RULE, text, issuer, area, stamp, "read")
         shadow._writes[area.granules] = IN_FLIGHT + int(clocks.agent[issuer.first, issuer.slot])
 
     def finish_write(self, area: Area, row: int, slot: int, instr: Instr) -> tuple[int, np.uint32]:

@@ -255,6 +255,7 @@ class AccessSite:
     cta: tuple[int, ...] | None = None
 
     def render(self) -> list[str]:
+        """The lines of a report."""
         where = f"  after: {self.what}"
         if self.cta is not None:
             where += f" by CTA {_triple(self.cta)}"
@@ -307,6 +308,7 @@ class Hazard:
         return self.rule, self.ptx_line, other
 
     def render(self) -> str:
+        """The report: what, where, and who."""
         times = f"  (found {self.count} times)" if self.count > 1 else ""
         lines = [f"{self.severity}: {self.rule}: {self.message}{times}"]
         if self.kernel is not None:

@@ -297,6 +297,8 @@ class Mbarriers(Subsystem):
             report_warp(ctx, "mbarrier-count", text, slot, warp, address=address)
             return token
         self._check_overrun(ctx, bar, slot, warp)
+        if bar.slot != slot:
+            self.wave.shared_state["lifetimes"].visit(ctx, bar.slot, slot, warp, address, bar)
         if drop:
             bar.expected -= min(count, bar.expected)
         if count > bar.pending:

@@ -16,6 +16,7 @@ import numpy as np
 from cute_fa.sim.addresses import RANK_SHIFT, SHARED_BASE, SHARED_OFFSET_MASK
 from cute_fa.sim.hazards import report_lanes
 from cute_fa.sim.isa import Subsystem, subsystem
+from cute_fa.sim.lifetimes import Lifetimes
 from cute_fa.sim.memory import WORDS, fill_poison, poison
 from cute_fa.sim.shadow import SharedShadow
 
@@ -91,7 +92,11 @@ class SharedMemory(Subsystem):
         return self._fault(ctx, addresses, offsets, nbytes, mask)
 
     def _check_peers(self, ctx: BlockContext, slots: np.ndarray, addresses: np.ndarray) -> None:
-        """Report accesses to CTAs of the cluster whose threads have all exited."""
+        """Note accesses to other CTAs of the cluster; report them if all threads have exited."""
+        foreign = slots != self._slots[:, ctx.rect[2] : ctx.rect[3]]
+        if foreign.any():
+            unit: Lifetimes = ctx.subsystem(Lifetimes.name)
+            unit.visit_lanes(ctx, np.broadcast_to(slots, addresses.shape), foreign, addresses)
         gone = np.logical_not(self.wave.alive.any(axis=(0, 2)))
         if gone.any() and gone[slots].any():
             text = "shared memory of a CTA of the cluster that has exited"

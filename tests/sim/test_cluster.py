@@ -127,6 +127,23 @@ BUGS = {
 }
 
 
+@pytest.mark.parametrize("completion", ["eager", "late", "random"])
+@pytest.mark.parametrize(
+    "access", ["st.shared::cluster.u32 [%r13], 1;\n", "ld.shared::cluster.u32 %r17, [%r13];\n"]
+)
+def test_a_cta_has_to_outlive_the_accesses_of_others(access: str, completion: str) -> None:
+    """However it is scheduled: what orders the access before the exit is missing."""
+    begin = RANKS + "st.shared.u32 [%r15], 1;\n" + SYNC
+    wrong = program(begin + access, completion=completion)
+    assert wrong.rules == ["exited-cta-access"]
+    first = wrong.launch.hazards[0]
+    assert first.ptx_line == wrong.line(access.strip())
+    assert (first.cta, first.warp) != (None, None) and first.address is not None
+    relaxed = SYNC.replace("arrive", "arrive.relaxed")
+    assert program(begin + access + relaxed, completion=completion).rules == wrong.rules
+    assert program(begin + access + SYNC, completion=completion).rules == []
+
+
 @pytest.mark.parametrize("bug", BUGS)
 def test_bugs_are_reported(bug: str) -> None:
     rule, body = BUGS[bug]

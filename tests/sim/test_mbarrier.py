@@ -101,6 +101,16 @@ def test_a_slot_that_threads_have_read_is_filled_anew_behind_a_proxy_fence(compl
     assert rules("", every) == ["unfenced-async-overwrite"]
     assert rules("fence.proxy.async.shared::cta;", every) == []
 
+    def stored() -> list[str]:
+        """A bulk store reads the slot in place of the threads: both ends are the async proxy's."""
+        store = "@%p0 cp.async.bulk.global.shared::cta.bulk_group [%out0], [%r13], 128;"
+        text = init(1) + "add.u32 %r13, %smem, 128;" + copy + wait(0) + store
+        text += "cp.async.bulk.commit_group; cp.async.bulk.wait_group.read 0; bar.sync 1, 32;"
+        text += copy + wait(1).replace("LAB_", "LB_").replace("DONE", "DONE_B")
+        return program(text, data=data, completion=completion, checks=every).rules
+
+    assert stored() == []
+
 
 def test_without_the_empty_barrier_the_slot_is_overwritten() -> None:
     body = (
@@ -225,6 +235,16 @@ def test_remote_arrivals_through_mapa() -> None:
     got = program(body, ctas=4, cluster=2)
     assert got.rules == []
     assert [int(got.out[32 * c, 0]) for c in (0, 2)] == [5, 5]
+
+
+@POLICIES
+@pytest.mark.parametrize("verb", ["try_wait", "test_wait"])
+def test_a_wait_where_no_mbarrier_is_does_not_spin_for_ever(verb: str, completion: str) -> None:
+    body = wait().replace("try_wait", verb)
+    if verb == "test_wait":
+        body = body.replace(", 10000000", "")
+    got = program(body, completion=completion, max_block_steps=10_000)
+    assert got.rules == ["mbarrier-uninitialised", "deadlock"]
 
 
 def test_deadlock_names_the_barrier_and_its_state() -> None:

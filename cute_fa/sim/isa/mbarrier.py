@@ -246,7 +246,9 @@ class Wait(_MbarrierInstruction):
         done = np.zeros(addresses.shape, bool)
         passing: dict[tuple[int, int, int], tuple[Mbarrier, np.ndarray]] = {}
         blocked: dict[int, tuple[Mbarrier, np.ndarray]] = {}
+        astray = np.array(ctx.lanes.dense_mask() if mask is None else mask)
         for bar, w, c, lanes in self.barriers(ctx, mask, addresses):
+            astray[w, c] &= ~lanes
             good = self._passed(ctx, table, bar, c0 + c, w0 + w, values[w, c], lanes)
             if good.any():
                 key = bar.slot, bar.offset, c0 + c
@@ -262,6 +264,8 @@ class Wait(_MbarrierInstruction):
             table.acquire(bar, slot, warps, relaxed=self.relaxed)
         for bar, lanes in blocked.values():
             self._hold(ctx, bar, lanes)
+        if astray.any():  # no mbarrier there, which has been reported: perhaps there will be one
+            ctx.yield_(astray)
         return (done,)
 
     def _passed(

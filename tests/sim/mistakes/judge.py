@@ -15,7 +15,7 @@ from cutlass.cute.runtime import from_dlpack
 from cute_fa.sim.device import Device
 from cute_fa.sim.execute import Launch
 
-POLICIES = (("eager", 0), ("late", 0), ("random", 1), ("random", 2))
+POLICIES = (("eager", 0), ("late", 0), ("random", 1))
 
 FOUND_AT_THE_END = ("mbarrier-transactions", "copy-never-awaited", "tmem-leak")
 """Rules about what a CTA leaves behind, which is no warp's."""
