@@ -1,13 +1,16 @@
-"""Everything that a forward kernel moves by TMA."""
+"""Everything that a forward kernel moves by TMA, and shared memory for it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cutlass
 from cutlass import cute
 
-from cute_fa.blocks.fp8 import pairs_of
+from cute_fa.blocks.fp8 import PAIR, pairs_of
 from cute_fa.blocks.plan import TmaForwardPlan
+from cute_fa.blocks.signature import DTYPES
+from cute_fa.blocks.tiles import PANEL_ELEMENT_BYTES, SMEM_ALIGN_BYTES
 from cute_fa.blocks.tma import TmaTensor, tma_load, tma_store
 
 
@@ -48,3 +51,12 @@ class Transfers:
         """Bring all tensor maps near; by one thread."""
         for tensor in (self.q, self.k, self.v, self.o):
             tensor.prefetch()
+
+
+def allocate_panels(
+    smem: cutlass.memory.SmemAllocator, plan: TmaForwardPlan, num_bytes: int
+) -> cute.Pointer:
+    """Shared memory for what panels are made of, aligned for any swizzle."""
+    dtype = PAIR if plan.is_fp8 else DTYPES[plan.dtype]
+    elements = num_bytes // PANEL_ELEMENT_BYTES
+    return smem.allocate_array(dtype, elements, byte_alignment=SMEM_ALIGN_BYTES)

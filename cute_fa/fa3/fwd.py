@@ -16,7 +16,7 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks.copies import shared_tile
-from cute_fa.blocks.fp8 import PAIR, Descales
+from cute_fa.blocks.fp8 import Descales
 from cute_fa.blocks.pipelines import WarpPipe, num_mbarriers, tma_pipe
 from cute_fa.blocks.scores import ScoreScale, score_scale
 from cute_fa.blocks.seqlen import Window, num_sequences, sequences
@@ -24,13 +24,12 @@ from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
 from cute_fa.blocks.tile_scheduler import TileSchedule, tile_schedule
 from cute_fa.blocks.tiles import (
     PANEL_ELEMENT_BYTES,
-    SMEM_ALIGN_BYTES,
     WARP_THREADS,
     WARPGROUP_THREADS,
     WARPGROUP_WARPS,
 )
 from cute_fa.blocks.tma import shared_tiles
-from cute_fa.blocks.transfers import Transfers
+from cute_fa.blocks.transfers import Transfers, allocate_panels
 from cute_fa.fa3.config import STRIP_ROWS, TRANSPOSE_WARPS, Fa3FwdConfig
 from cute_fa.fa3.fwd_context import Cta
 from cute_fa.fa3.fwd_load import load
@@ -79,7 +78,6 @@ class Fa3Fwd:
 
     def __init__(self, config: Fa3FwdConfig) -> None:
         self.config = config
-        self.dtype = DTYPES[config.dtype]
 
     @cute.jit
     def __call__(
@@ -127,13 +125,13 @@ class Fa3Fwd:
 
         # -- storage
         smem = cutlass.memory.SmemAllocator()
-        memory_q = self._allocate(smem, cfg.num_consumers * cfg.smem_strip_bytes)
+        memory_q = allocate_panels(smem, cfg, cfg.num_consumers * cfg.smem_strip_bytes)
         memory_o, distance_o = memory_q, cfg.smem_strip_bytes
         if cutlass.const_expr(cfg.has_own_o):
-            memory_o = self._allocate(smem, cfg.num_consumers * cfg.smem_o_bytes)
+            memory_o = allocate_panels(smem, cfg, cfg.num_consumers * cfg.smem_o_bytes)
             distance_o = cfg.smem_o_bytes
-        memory_k = self._allocate(smem, cfg.stages * cfg.smem_k_bytes)
-        memory_v = self._allocate(smem, cfg.stages * cfg.smem_v_bytes)
+        memory_k = allocate_panels(smem, cfg, cfg.stages * cfg.smem_k_bytes)
+        memory_v = allocate_panels(smem, cfg, cfg.stages * cfg.smem_v_bytes)
         memory_o = cute.recast_ptr(memory_o, dtype=DTYPES[cfg.out_dtype])
         sQ = self._strips(memory_q, cfg.panel_d, cfg.smem_strip_bytes)  # (64, D, strip)
         sO = self._strips(memory_o, cfg.padded_dv, distance_o)  # (64, Dv, strip)
@@ -141,7 +139,7 @@ class Fa3Fwd:
         sV = shared_tile(memory_v, cfg.tile_n, cfg.panel_dv, cfg.stages)  # (N, Dv, stage)
         sVt = None
         if cutlass.const_expr(cfg.is_fp8):
-            memory_vt = self._allocate(smem, cfg.stages * cfg.smem_v_bytes)
+            memory_vt = allocate_panels(smem, cfg, cfg.stages * cfg.smem_v_bytes)
             sVt = shared_tile(memory_vt, cfg.padded_dv, cfg.tile_n // 2, cfg.stages)
 
         # -- pipes
@@ -202,9 +200,3 @@ class Fa3Fwd:
         cfg = self.config
         distance = distance_bytes // PANEL_ELEMENT_BYTES
         return shared_tiles(memory, STRIP_ROWS, columns, cfg.num_consumers, distance)
-
-    def _allocate(self, smem: cutlass.memory.SmemAllocator, num_bytes: int) -> cute.Pointer:
-        """Shared memory for what panels are made of, aligned for any swizzle."""
-        dtype = PAIR if self.config.is_fp8 else self.dtype
-        elements = num_bytes // PANEL_ELEMENT_BYTES
-        return smem.allocate_array(dtype, elements, byte_alignment=SMEM_ALIGN_BYTES)

@@ -19,7 +19,7 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks import tmem
-from cute_fa.blocks.fp8 import PAIR, Descales
+from cute_fa.blocks.fp8 import Descales
 from cute_fa.blocks.launch_control import allocate_answers, ask_for_all
 from cute_fa.blocks.pipelines import num_mbarriers, tma_pipe
 from cute_fa.blocks.scores import ScoreScale, score_scale
@@ -29,13 +29,12 @@ from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
 from cute_fa.blocks.tile_scheduler import TileSchedule, tile_schedule
 from cute_fa.blocks.tiles import (
     PANEL_ELEMENT_BYTES,
-    SMEM_ALIGN_BYTES,
     WARP_THREADS,
     WARPGROUP_THREADS,
     WARPGROUP_WARPS,
 )
 from cute_fa.blocks.tma import shared_tiles
-from cute_fa.blocks.transfers import Transfers
+from cute_fa.blocks.transfers import Transfers, allocate_panels
 from cute_fa.fa4.config import TILE_M, Fa4FwdConfig
 from cute_fa.fa4.fwd_context import Cta, Signals
 from cute_fa.fa4.fwd_correction import correct
@@ -108,7 +107,6 @@ class Fa4Fwd:
 
     def __init__(self, config: Fa4FwdConfig) -> None:
         self.config = config
-        self.dtype = DTYPES[config.dtype]
 
     @cute.jit
     def __call__(
@@ -158,12 +156,12 @@ class Fa4Fwd:
 
         # -- storage
         smem = cutlass.memory.SmemAllocator()
-        memory_q = self._allocate(smem, cfg.num_q_tiles * cfg.smem_q_place_bytes)
+        memory_q = allocate_panels(smem, cfg, cfg.num_q_tiles * cfg.smem_q_place_bytes)
         memory_o, place_o = memory_q, cfg.smem_q_place_bytes
         if cutlass.const_expr(cfg.has_own_o):
-            memory_o = self._allocate(smem, cfg.num_q_tiles * cfg.smem_o_bytes)
+            memory_o = allocate_panels(smem, cfg, cfg.num_q_tiles * cfg.smem_o_bytes)
             place_o = cfg.smem_o_bytes
-        memory_kv = self._allocate(smem, cfg.stages * cfg.smem_stage_bytes)
+        memory_kv = allocate_panels(smem, cfg, cfg.stages * cfg.smem_stage_bytes)
         memory_o = cute.recast_ptr(memory_o, dtype=DTYPES[cfg.out_dtype])
         sQ = self._q_tiles(memory_q, cfg.panel_d, cfg.smem_q_place_bytes)  # (128, D, Q tile)
         sO = self._q_tiles(memory_o, cfg.padded_dv, place_o)  # (128, Dv, Q tile)
@@ -247,12 +245,6 @@ class Fa4Fwd:
         """One tile of 128 rows per Q tile."""
         place = place_bytes // PANEL_ELEMENT_BYTES
         return shared_tiles(memory, TILE_M, columns, self.config.num_q_tiles, place)
-
-    def _allocate(self, smem: cutlass.memory.SmemAllocator, num_bytes: int) -> cute.Pointer:
-        """Shared memory for what panels are made of, aligned for any swizzle."""
-        dtype = PAIR if self.config.is_fp8 else self.dtype
-        elements = num_bytes // PANEL_ELEMENT_BYTES
-        return smem.allocate_array(dtype, elements, byte_alignment=SMEM_ALIGN_BYTES)
 
     def _row_values(self, smem: cutlass.memory.SmemAllocator, count: int) -> cute.Tensor:
         """``count`` fp32 numbers per row of a tile, (128, count)."""
