@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cute_fa.asm.elf import Cubin
+from cute_fa.asm.elf import Cubin, damage_refused
 
 # EIATTR codes.
 _MAX_THREADS = 0x05
@@ -91,10 +91,14 @@ def resources(cubin: bytes, kernel: str | None = None) -> Resources:
     """Read ``kernel``'s resources; the name may be left out where the cubin holds one kernel.
 
     Raises:
-        InvalidArgumentError: no cubin, or no such kernel in it.
+        InvalidArgumentError: no cubin or a damaged one, or no such kernel in it.
     """
     elf = Cubin(cubin)
-    name = elf.kernel(kernel)
+    with damage_refused():
+        return _resources(elf, elf.kernel(kernel))
+
+
+def _resources(elf: Cubin, name: str) -> Resources:
     common = _function_attributes(elf, name)
     own = dict(_attributes(_data(elf, f".nv.info.{name}")))
     code = _data(elf, f".text.{name}")

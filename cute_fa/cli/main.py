@@ -57,18 +57,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``--json`` bad usage is an error like any other."""
     words = sys.argv[1:] if argv is None else list(argv)
     as_json = "--json" in words
+    code = OK
     try:
-        args = _parse(words, as_json=as_json)
-        as_json = getattr(args, "json", False)
-        code = args.run(args)
+        try:
+            args = _parse(words, as_json=as_json)
+            as_json = getattr(args, "json", False)
+            code = args.run(args)
+        except CuteFAError as error:
+            code = USAGE if isinstance(error, _USAGE_ERRORS) else FAILED
+            _report(error, as_json=as_json)
         sys.stdout.flush()
         return code
-    except CuteFAError as error:
-        return _report(error, as_json=as_json)
     except BrokenPipeError:
         # The reader has gone (cute-fa list | head); keep Python from flushing into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+        return code
     except OSError as error:
         if error.errno not in _NO_ROOM or error.filename is not None:
             raise
@@ -123,14 +126,13 @@ def _parse(argv: list[str], *, as_json: bool = False) -> argparse.Namespace:
     return args
 
 
-def _report(error: CuteFAError, *, as_json: bool) -> int:
+def _report(error: CuteFAError, *, as_json: bool) -> None:
     if as_json:
         from cute_fa.cli.output import print_json
 
         print_json({"error": _as_dict(error)})
     else:
         print(f"cute-fa: {error}", file=sys.stderr)
-    return USAGE if isinstance(error, _USAGE_ERRORS) else FAILED
 
 
 def _as_dict(error: CuteFAError) -> dict[str, object]:

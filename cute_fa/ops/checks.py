@@ -133,7 +133,7 @@ def check_call(
     check_names(options)
     problem = make_problem(q, k, v, options)
     has_work = q.numel() > 0 and problem.seqlen_k > 0
-    backend, target = settle(q, k, v, options, device)
+    backend, target = choose_backend_and_target(q, k, v, options, device)
     if backend == "sim":
         check_values(descales)
     if has_work:
@@ -144,10 +144,10 @@ def check_call(
     return Call(problem, generation, target, backend, has_work, options.kernels, group, by_block)
 
 
-def settle(
+def choose_backend_and_target(
     q: Tensor, k: Tensor, v: Tensor, options: Options, device: Device | None
 ) -> tuple[str, Target]:
-    """Backend and target of a call whose tensors are in order and want no gradient."""
+    """Where a call on tensors that are in order runs; refuses those that want a derivative."""
     check_no_gradient(q, k, v)
     backend = choose_backend(q, options, device)
     return backend, choose_target(q, options, backend, device)
@@ -165,6 +165,17 @@ def check_launch(q: Tensor, k: Tensor, v: Tensor, problem: AttentionProblem) -> 
                 expected=f"≤ {MAX_GRID_YZ}",
                 fix="split the call along this dimension",
             )
+
+
+# (shapes of q, k and v, what makes them of tensors with the heads first)
+_DENSE_SHAPES = (
+    "q (B, Sq, Hq, D), k (B, Sk, Hk, D), v (B, Sk, Hk, Dv)",
+    "tensors in (B, H, S, D) order need .transpose(1, 2)",
+)
+_PACKED_SHAPES = (
+    "q (Tq, Hq, D), k (Tk, Hk, D), v (Tk, Hk, Dv)",
+    "tensors in (H, T, D) order need .transpose(0, 1)",
+)
 
 
 def check_tensors(q: Any, k: Any, v: Any, *, is_packed: bool = False) -> None:
@@ -192,16 +203,12 @@ def check_tensors(q: Any, k: Any, v: Any, *, is_packed: bool = False) -> None:
             )
     for name, x, y, dim in _equal_dims(q, k, v, is_packed):
         if x.shape[dim] != y.shape[dim]:
-            shapes = "q (Tq, Hq, D), k (Tk, Hk, D), v (Tk, Hk, Dv)"
-            if not is_packed:
-                shapes = "q (B, Sq, Hq, D), k (B, Sk, Hk, D), v (B, Sk, Hk, Dv)"
-            order = "(H, T, D)" if is_packed else "(B, H, S, D)"
-            heads_first = "transpose(0, 1)" if is_packed else "transpose(1, 2)"
+            expected, fix = _PACKED_SHAPES if is_packed else _DENSE_SHAPES
             raise InvalidArgumentError(
                 f"{name} differ",
                 got=f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}",
-                expected=shapes,
-                fix=f"tensors in {order} order need .{heads_first}",
+                expected=expected,
+                fix=fix,
             )
 
 
@@ -364,7 +371,7 @@ def check_no_gradient(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def choose_backend(q: Tensor, options: Options, device: Device | None) -> str:
-    """ "cuda" or "sim", by where the tensors are; what was asked for must agree."""
+    """By where the tensors are, "cuda" or "sim"; what was asked for must agree."""
     place = q.device.type
     by_place = {"cuda": "cuda", "cpu": "sim"}.get(place)
     if by_place is None:

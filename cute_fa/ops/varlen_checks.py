@@ -84,7 +84,7 @@ def check_varlen_call(
     sizes = lengths.sizes
     check_descales(descales, q, k, sizes)
     padded = checks.make_problem(q, k, v, options, sizes)
-    backend, target = checks.settle(q, k, v, options, device)
+    backend, target = checks.choose_backend_and_target(q, k, v, options, device)
     packing = _packing(lengths) if backend == "sim" else None
     problem = VarlenProblem(
         padded,

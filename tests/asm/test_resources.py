@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import struct
 from collections.abc import Callable
@@ -178,6 +179,26 @@ def test_static_shared_memory_is_without_what_the_driver_reserves(
 def test_the_older_format_says_its_architecture_elsewhere() -> None:
     cubin = hand_made_cubin(smem=0, reserved_cap=None, has_reserved_section=False, abi_version=7)
     assert resources(cubin).arch == "sm_80"
+
+
+def test_any_damage_is_refused_or_harmless() -> None:
+    """Never another exception: where a number is wrong, and where the file ends."""
+    whole = hand_made_cubin(smem=0, reserved_cap=None, has_reserved_section=False)
+    generator, refused = random.Random(3), 0
+    for _ in range(400):
+        end = generator.choice((len(whole), generator.randrange(len(whole))))
+        damaged = bytearray(whole[:end])
+        at = generator.randrange(len(damaged) or 1)
+        damaged[at : at + 8] = generator.randbytes(min(8, len(damaged) - at))
+        try:
+            resources(damaged)
+        except InvalidArgumentError as error:
+            refused += 1
+            assert error.got is not None and error.expected is not None and error.fix
+    assert refused > 200
+    for no_bytes in (3, None, "path.cubin"):
+        with pytest.raises(InvalidArgumentError, match="this is no cubin"):
+            Cubin(no_bytes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -120,12 +120,13 @@ def test_python_dash_m() -> None:
     assert result.stdout.startswith("cute-fa ")
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
-    command = f"{sys.executable} -m cute_fa list; echo code $? >&2"
+@pytest.mark.parametrize(("words", "code"), [("list", 0), ("bench --json --bogus", 2)])
+def test_a_reader_that_leaves_is_no_error(words: str, code: int) -> None:
+    command = f"{sys.executable} -m cute_fa {words}; echo code $? >&2"
     result = subprocess.run(
         ["bash", "-c", f"({command}) | true"], capture_output=True, text=True, check=True
     )
-    assert result.stderr.strip() == "code 0"
+    assert result.stderr.strip() == f"code {code}"
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["list"], ["list", "--json"], ["cache", "path"]])
