@@ -98,7 +98,7 @@ def flash_attn_func(
     key = None
     if not is_dynamo_compiling():  # tensors say whether anything else traces
         key = plans.key_of(q, k, v, more, numbers, names)
-        plan = plans.find(key, q, k, v, more)
+        plan = plans.find(key, q, k, v)
         if plan is not None:
             out, lse = plan.run(q, k, v, more)
             return (out, lse) if return_lse else out

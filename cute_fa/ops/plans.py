@@ -125,13 +125,22 @@ def key_of(
     """
     if not type(q) is type(k) is type(v) is Tensor:
         return None
+    kinds: list[Hashable] = []
     try:
+        for x in more:
+            if type(x) is Tensor:
+                kinds.append((x.shape, x.stride(), x.dtype, x.device, x.is_neg()))
+            elif x is None:
+                kinds.append(None)
+            else:
+                return None
         return (
             (q.shape, k.shape, v.shape),
             (q.stride(), k.stride(), v.stride()),
             (q.dtype, k.dtype, v.dtype),
             (q.device, k.device, v.device),
-            tuple(map(_kind, more)) if more else more,
+            q.is_neg() or k.is_neg() or v.is_neg(),
+            tuple(kinds),
             names,
             # Equal for equal numbers of the same types: True is equal to 1 and to 1.0, but only one
             # of them is a legal value.
@@ -141,15 +150,7 @@ def key_of(
         return None  # a nested tensor, which has no strides; or a number that is none
 
 
-def _kind(x: Tensor | None) -> Hashable:
-    if x is None:
-        return None
-    if type(x) is not Tensor:
-        raise TypeError("no plain tensor")
-    return x.shape, x.stride(), x.dtype, x.device
-
-
-def find(key: Any, q: Tensor, k: Tensor, v: Tensor, more: More = ()) -> Plan | None:
+def find(key: Any, q: Tensor, k: Tensor, v: Tensor) -> Plan | None:
     """The plan of an earlier call of this key, if nothing else stands against it now."""
     try:
         plan = _plans.get(key)
@@ -165,11 +166,6 @@ def find(key: Any, q: Tensor, k: Tensor, v: Tensor, more: More = ()) -> Plan | N
         return None
     if (q.data_ptr() | k.data_ptr() | v.data_ptr()) & _UNALIGNED:
         return None
-    if q.is_neg() or k.is_neg() or v.is_neg():
-        return None
-    for x in more:
-        if x is not None and x.is_neg():
-            return None
     if (q.requires_grad or k.requires_grad or v.requires_grad) and is_grad_enabled():
         return None
     if forward_ad._current_level >= 0:
