@@ -27,6 +27,13 @@ MASKS = {
         "window_size": (25, -1),
         "dtype": "float16",
     },
+    "fp8-varlen-window-softcap-blocks": {
+        "dtype": "float8_e4m3fn",
+        "varlen": True,
+        "window_size": (64, 64),
+        "softcap": 15.0,
+        "block_descales": True,
+    },
 }
 
 
@@ -62,7 +69,11 @@ def _assert_no_spills(compiled):
 
 @pytest.mark.parametrize(
     ("dims", "mask", "stored_bytes"),
-    [((192, 128), "full", 4), ((128, 128), "softcap", 16)],
+    [
+        ((192, 128), "full", 4),
+        ((128, 128), "softcap", 16),
+        ((64, 64), "fp8-varlen-window-softcap-blocks", 32),
+    ],
     ids=str,
 )
 def test_what_spills(dims, mask, stored_bytes):
