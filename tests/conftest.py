@@ -6,6 +6,8 @@ import pytest
 
 from tests.rungs.bench import Bench
 
+KERNEL_FOLDERS = ("rungs", "fa1", "fa2", "fa3", "fa4")
+
 
 @pytest.fixture(scope="session")
 def fa1() -> Bench:
@@ -28,6 +30,12 @@ def fa4() -> Bench:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: begun last, one of them would leave the other cores idle."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files with long tests first: begun last, one of them would leave the other cores idle."""
+    first = {item.path for item in items if _is_long(item)}
+    items.sort(key=lambda item: item.path not in first)
+
+
+def _is_long(item: pytest.Item) -> bool:
+    """Whether a test may take more than some seconds: it compiles and simulates whole kernels."""
+    marks = {mark.name for mark in item.iter_markers()}
+    return bool(marks & {"slow", "third_party"}) or item.path.parent.name in KERNEL_FOLDERS

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 # Device code is traced, not typed: its annotations are for readers.
 HOST_SIDE = [
@@ -41,6 +39,5 @@ def test_ruff_format() -> None:
     run("ruff", "format", "--check", "--no-cache", ".")
 
 
-@pytest.mark.slow
 def test_mypy() -> None:
     run("mypy", *(f"cute_fa/{part}" for part in HOST_SIDE))
