@@ -56,7 +56,8 @@ class Fa4FwdBarrier(IntEnum):
 
     SYNC_THREADS      all threads, once, after mbarriers and tensor memory are ready
     RESCALE + 4s + w  warp w of the softmax that owns S buffer s arrives (32), the correction warp
-                      of the same rows waits (32): the rows' factors are in shared memory
+                      of the same rows waits (32): the rows' factors are in shared memory; in a pair
+                      of CTAs both wait
     CORRECTION        the correction warps, before tensor memory is given back
     """
 

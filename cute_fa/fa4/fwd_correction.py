@@ -22,7 +22,7 @@ O_COLUMNS = 16
 def correct(cta: Cta, thread: cutlass.Int32):
     """Rescale O before each product that is added to it, and hand out O / l, of all tiles.
 
-    Waits: barrier RESCALE; signals o, sums, o_gone.   Signals: p, sums_taken, o_out.
+    Waits: barrier RESCALE; signals o, sums, o_gone, q_landed.   Signals: p, sums_taken, o_out.
     Registers: cfg.correction_registers.
     """
     cta = cta.with_tmem()

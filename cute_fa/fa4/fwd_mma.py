@@ -42,7 +42,7 @@ def multiply(cta: Cta):
     """Issue S = QKᵀ and O += PV of all tiles.
 
     Waits: full slots of pipe_q, pipe_kv; signals p, p_rest.
-    Signals: s, o; empty slots of pipe_q, pipe_kv.
+    Signals: s, o, q_landed; empty slots of pipe_q, pipe_kv.
     Registers: cfg.other_registers.
     """
     products = _products(cta.with_tmem())

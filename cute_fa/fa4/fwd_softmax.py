@@ -42,7 +42,8 @@ class Row:
 def softmax(cta: Cta, mLSE: cute.Tensor, i: cutlass.Int32, thread: cutlass.Int32):
     """P, sums and LSE of Q tile ``i`` of all tiles.
 
-    Waits: signals s, sums_taken.   Signals: barrier RESCALE; p, p_rest, sums.
+    Waits: signals s, sums_taken; in a pair of CTAs, barrier RESCALE.
+    Signals: barrier RESCALE; p, p_rest, sums.
     Registers: cfg.softmax_registers.
     """
 
