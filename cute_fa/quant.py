@@ -228,8 +228,9 @@ def expand_descale(
     if descale.ndim != expected:
         raise InvalidArgumentError(
             "descale has the wrong number of dimensions",
-            got=tuple(descale.shape),
+            got=f"{tuple(descale.shape)} and block_rows={block_rows}",
             expected="(B, Hk)" if block_rows is None else "(B, Hk, blocks)",
+            fix="pass the block_rows that it was made with",
         )
     per_head = descale.repeat_interleave(heads // descale.shape[1], dim=1)  # (B, H[, blocks])
     if block_rows is None:
@@ -251,7 +252,12 @@ def rotate(x: Tensor, *, seed: int = 0) -> Tensor:
         same shape and dtype; computed in fp32.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise InvalidTypeError("x is not a floating-point tensor", got=_kind(x))
+        raise InvalidTypeError(
+            "x is not a floating-point tensor",
+            got=_kind(x),
+            expected="a floating-point torch.Tensor",
+            fix="x = torch.as_tensor(x).float()",
+        )
     dim = x.shape[-1]
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (dim,), generator=generator).mul(2).sub(1).to(x.device)
@@ -270,19 +276,24 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor, outer: tuple[str, ...]) -> None:
     """Tensors with the ``outer`` dimensions and heads and head dims that fit each other."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         _check(name, x, outer)
-    if q.shape[-1] != k.shape[-1] or v.shape[:-1] != k.shape[:-1]:
+    is_one_batch = q.shape[:-3] == k.shape[:-3]
+    if not is_one_batch or q.shape[-1] != k.shape[-1] or v.shape[:-1] != k.shape[:-1]:
         rows = ("B, Sq", "B, Sk") if len(outer) == 2 else ("Tq", "Tk")
         raise InvalidArgumentError(
             "shapes of q, k and v do not fit each other",
             got=f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}",
             expected=f"q ({rows[0]}, Hq, D), k ({rows[1]}, Hk, D), v ({rows[1]}, Hk, Dv)",
+            fix="check the order of the dimensions: heads stand before the head dim",
         )
 
 
 def _check_lengths(name: str, lengths: object, count: int | None, x: Tensor) -> None:
     if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
         raise InvalidTypeError(
-            f"{name} is not a tensor of integers", got=_kind(lengths), expected="torch.int32"
+            f"{name} is not a tensor of integers",
+            got=_kind(lengths),
+            expected="torch.int32",
+            fix=f"{name} = torch.tensor({name}, dtype=torch.int32, device=q.device)",
         )
     expected = (max(lengths.numel(), 1) if count is None else count,)
     if lengths.shape != expected or lengths.device != x.device:
@@ -290,28 +301,41 @@ def _check_lengths(name: str, lengths: object, count: int | None, x: Tensor) -> 
             f"{name} does not describe the batch",
             got=f"shape {tuple(lengths.shape)} on {lengths.device}",
             expected=f"shape {expected} on {x.device}",
+            fix="pass what flash_attn_varlen_func takes",
         )
 
 
 def _check_groups(heads: int, heads_k: int, block_rows: int | None) -> None:
     if heads_k < 1 or heads % heads_k:
         raise InvalidArgumentError(
-            "K/V heads do not divide the heads", got=f"{heads} heads, heads_k {heads_k}"
+            "K/V heads do not divide the heads",
+            got=f"{heads} heads, heads_k {heads_k}",
+            expected="a positive divisor of the heads",
+            fix="pass how many heads k and v have",
         )
     if block_rows is not None and block_rows < 1:
-        raise InvalidArgumentError("block_rows is not positive", got=block_rows, expected="≥ 1")
+        raise InvalidArgumentError(
+            "block_rows is not positive",
+            got=block_rows,
+            expected="≥ 1",
+            fix="pass None for one scale for each head",
+        )
 
 
 def _check(name: str, x: object, outer: tuple[str, ...]) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise InvalidTypeError(
-            f"{name} is not a floating-point tensor", got=_kind(x), expected="a torch.Tensor"
+            f"{name} is not a floating-point tensor",
+            got=_kind(x),
+            expected="a floating-point torch.Tensor",
+            fix=f"{name} = torch.as_tensor({name}).float()",
         )
     if x.ndim != len(outer) + 2:
         raise InvalidArgumentError(
             f"{name} does not have {'four' if len(outer) == 2 else 'three'} dimensions",
             got=tuple(x.shape),
             expected=f"({', '.join(outer)}, heads, head dim)",
+            fix="every dimension is there, of size 1 where there is one of its kind",
         )
 
 

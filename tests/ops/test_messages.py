@@ -18,6 +18,7 @@ from cute_fa.build import compile, registry
 from cute_fa.errors import CuteFAError, InvalidArgumentError
 from cute_fa.ops import sources
 from cute_fa.problem import KernelVariant
+from cute_fa.quant import quantize_qkv
 from cute_fa.target import get_target
 
 
@@ -130,6 +131,13 @@ CALLS: dict[str, Callable[[], Any]] = {
     "used rows of one sequence": packed(seqused_k=ints(2)),
     "dense q as packed": packed(q=zeros(1, 8, 2, 64)),
     "a bundle without a name": lambda: cute_fa.load_bundle(None),  # type: ignore[arg-type]
+    "integers to quantise": lambda: quantize_qkv(*torch.ones(3, 1, 8, 2, 64).int()),
+    "a list to quantise": lambda: quantize_qkv([1.0], *zeros(2, 1, 8, 2, 64)),  # type: ignore
+    "two dimensions to quantise": lambda: quantize_qkv(*zeros(3, 8, 64)),
+    "batches to quantise": lambda: quantize_qkv(
+        *(zeros(1, 8, 2, 64), zeros(2, 8, 2, 64), zeros(2, 8, 2, 64))
+    ),
+    "blocks of no rows": lambda: quantize_qkv(*zeros(3, 1, 8, 2, 64), block_rows=0),
     "a kernel of fa7": kernel("fa7"),
     "a backward": kernel("fa2", "bwd"),
     "a kernel sideways": kernel("fa2", "sideways"),
