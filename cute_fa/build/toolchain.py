@@ -200,7 +200,9 @@ def link_shared(
     if search_path is None:
         command += [f"-Wl,-rpath,{path.parent}" for path in libraries]
     else:
+        # What is shipped should be small: no symbols, nor whole pages for each kind of contents.
         command += [f"-Wl,-rpath,{search_path}", "-Wl,--strip-all", "-Wl,--build-id=none"]
+        command.append("-Wl,-z,noseparate-code")
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise CompileError(

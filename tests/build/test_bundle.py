@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import shutil
 import subprocess
 import sys
@@ -85,7 +86,15 @@ def test_its_kernels_are_those_of_the_compiler(write: Callable[..., Bundle]) -> 
 
 
 def test_its_launch_code_runs_in_the_simulator(write: Callable[..., Bundle]) -> None:
+    """Without the GPU's machine code, of which only the library has all."""
     made = write(archs=["sm_80"])
+    cubin = compile("tiny", arch="sm_80", dtype="half", head_dim=64).cubin
+    library, launch_code = (
+        next(made.folder.glob(f"kernels/{made.kernels[0].name}{end}")) for end in (".so", ".o.xz")
+    )
+    assert cubin in library.read_bytes()
+    assert cubin[:64] in lzma.decompress(launch_code.read_bytes())
+    assert cubin not in lzma.decompress(launch_code.read_bytes())
     x = torch.arange(300.0)
     for kernel, factor in ((made.kernels[0], 2.0), (made.kernels[2], 3.0)):
         y = torch.full_like(x, torch.nan)
