@@ -51,15 +51,25 @@ class KernelVariant:
     packed_group: int = 1
     has_block_descales: bool = False
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether there are keys that some query does not see."""
+        return self.causal or self.has_window_left or self.has_window_right
+
 
 def head_dim_multiple(dtype: str) -> int:
     """What head dims are multiples of: rows are made of chunks of 16 bytes."""
     return 16 // DTYPE_BYTES[dtype]
 
 
+def is_fp8(dtype: str) -> bool:
+    """Whether ``dtype`` has 8 bits, so that tensors come with descales."""
+    return DTYPE_BYTES[dtype] == 1
+
+
 def out_dtype(dtype: str) -> str:
     """What attention gives on inputs of ``dtype``: FP8 inputs make bfloat16 outputs."""
-    return "bfloat16" if DTYPE_BYTES[dtype] == 1 else dtype
+    return "bfloat16" if is_fp8(dtype) else dtype
 
 
 def check_integer(name: str, value: object) -> int:

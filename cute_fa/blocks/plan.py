@@ -18,6 +18,7 @@ from cute_fa.problem import (
     AttentionProblem,
     KernelVariant,
     head_dim_multiple,
+    is_fp8,
     out_dtype,
 )
 from cute_fa.target import KIB, Target
@@ -103,7 +104,7 @@ class ForwardPlan:
                 expected=" or ".join(cls.dtypes),
                 fix="convert the inputs",
             )
-        if variant.has_block_descales and DTYPE_BYTES[variant.dtype] != 1:
+        if variant.has_block_descales and not is_fp8(variant.dtype):
             raise UnsupportedError(
                 "16-bit inputs have no descales",
                 got=f"block_descales=True with {variant.dtype}",
@@ -286,7 +287,7 @@ class TmaForwardPlan(ForwardPlan):
     @property
     def is_fp8(self) -> bool:
         """Whether tiles hold bytes, and there are descales."""
-        return self.element_bytes == 1
+        return is_fp8(self.dtype)
 
     @property
     def panel_d(self) -> int:

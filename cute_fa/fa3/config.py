@@ -16,7 +16,7 @@ from cute_fa.blocks.plan import (
 )
 from cute_fa.blocks.tiles import WARPGROUP_THREADS, WARPGROUP_WARPS, tile_bytes
 from cute_fa.errors import UnsupportedError
-from cute_fa.problem import DTYPE_BYTES, AttentionProblem, KernelVariant
+from cute_fa.problem import AttentionProblem, KernelVariant, is_fp8
 from cute_fa.target import Target
 from cute_fa.varlen import VarlenProblem
 
@@ -267,7 +267,7 @@ _SOFTCAP_64 = TileChoice(64, 64, 2, 128, 128)
 
 def tile_choice(variant: KernelVariant) -> TileChoice:
     """The row of the tile table for the two head dims."""
-    tiles = _FP8_TILES if DTYPE_BYTES[variant.dtype] == 1 else _TILES
+    tiles = _FP8_TILES if is_fp8(variant.dtype) else _TILES
     if variant.has_softcap:
         tiles = (_SOFTCAP_64, *tiles)
     return first_row_for("FA3", tiles, variant)
@@ -292,8 +292,7 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
         )
     Fa3FwdConfig.check_served(variant)
     tile = tile_choice(variant)
-    is_masked = variant.causal or variant.has_window_left or variant.has_window_right
-    is_narrow = is_masked or variant.has_block_descales
+    is_narrow = variant.is_masked or variant.has_block_descales
     config = Fa3FwdConfig.of(
         variant,
         target,

@@ -20,7 +20,7 @@ from cute_fa.blocks.tiles import WARP_THREADS, WARPGROUP_WARPS, round_up, tile_b
 from cute_fa.errors import UnsupportedError
 from cute_fa.exp2 import CHUNK_COLUMNS, polynomial_pairs
 from cute_fa.fa4.tmem_map import S_BUFFERS, TMEM_COLUMNS, TmemMap
-from cute_fa.problem import DTYPE_BYTES, AttentionProblem, KernelVariant
+from cute_fa.problem import AttentionProblem, KernelVariant, is_fp8
 from cute_fa.target import Target
 from cute_fa.varlen import VarlenProblem
 
@@ -402,7 +402,7 @@ _FP8_TILES = (
 
 def tile_choice(variant: KernelVariant) -> TileChoice:
     """The row of the tile table for the two head dims."""
-    tiles = _FP8_TILES if DTYPE_BYTES[variant.dtype] == 1 else _TILES
+    tiles = _FP8_TILES if is_fp8(variant.dtype) else _TILES
     return first_row_for("FA4", tiles, variant)
 
 
@@ -440,7 +440,6 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa4FwdConfig:
         )
     Fa4FwdConfig.check_served(variant)
     tile = tile_choice(variant)
-    is_masked = variant.causal or variant.has_window_left or variant.has_window_right
     config = Fa4FwdConfig.of(
         variant,
         target,
@@ -448,8 +447,8 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa4FwdConfig:
         is_paired=tile.is_paired,
         tile_n=tile.tile_n,
         polynomial_pairs=POLYNOMIAL_PAIRS[target.arch],
-        rescale_threshold=0.0 if DTYPE_BYTES[variant.dtype] == 1 else RESCALE_THRESHOLD,
-        is_persistent=not (is_masked or variant.is_varlen),
+        rescale_threshold=0.0 if is_fp8(variant.dtype) else RESCALE_THRESHOLD,
+        is_persistent=not (variant.is_masked or variant.is_varlen),
     )
     if config.is_persistent:
         config = changed_if_legal(config, has_own_o=True)
