@@ -252,6 +252,17 @@ def test_what_may_differ_is_looked_at(known: tuple[tuple[Tensor, ...], Gpu]) -> 
         assert plans.find(key, q, k, v) is None
 
 
+def test_another_device_is_another_call() -> None:
+    tensors = qkv()
+    elsewhere = tuple(x.to("meta") for x in tensors)
+    assert key_for(*tensors) == key_for(*qkv())
+    for index in range(3):
+        mixed = (*tensors[:index], elsewhere[index], *tensors[index + 1 :])
+        assert key_for(*mixed) != key_for(*tensors)
+    lengths = torch.zeros(3, dtype=torch.int32)
+    assert key_for(*tensors, lengths.to("meta")) != key_for(*tensors, lengths)
+
+
 def test_lengths_may_not_be_negated(gpu: Gpu) -> None:
     arguments = varlen()
     cute_fa.flash_attn_varlen_func(**arguments)
