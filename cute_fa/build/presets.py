@@ -135,6 +135,14 @@ CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
             "has_own_o": (True, False),
             "stages": (3, 5),
         },
+        # Where one CTA has one Q tile, against pairs of CTAs, which no launch control serves.
+        {"is_paired": (False,), "tile_n": (64, 96, 128), "stages": (3, 4, 5)},
+        {
+            "is_paired": (False,),
+            "is_persistent": (False,),
+            "has_launch_control": (True,),
+            "tile_n": (64,),
+        },
     ),
 }
 
