@@ -14,7 +14,7 @@ PACKAGES = ("nvidia-cutlass-dsl", "apache-tvm-ffi", "torch", "numpy")
 
 
 def environment() -> dict[str, str]:
-    """The commit of this checkout, the machine, and versions; "modified" if files differ from it."""
+    """This checkout's commit ("modified" if files differ from it), the machine, and versions."""
     commit = _git("rev-parse", "HEAD") or "unknown"
     if _git("status", "--porcelain", "--untracked-files=no", "--", ":/cute_fa", ":/benchmarks"):
         commit += ", modified"
