@@ -91,13 +91,19 @@ def _arrive_at_leader(mbarrier: cute.Pointer) -> None:
     cute.arch.mbarrier_arrive(mbarrier, LEADING_CTA, relaxed=True, scope=nvvm.MemScopeKind.CLUSTER)
 
 
-def sync_cluster() -> None:
-    """All threads of a cluster meet. That orders their accesses to tensor memory, and not what they
-    wrote elsewhere: mbarriers have a fence of their own, and nothing else is for the other CTA."""
-    tmem.fence_before_signal()
+def sync_cluster(orders_tmem: bool = False) -> None:
+    """All threads of a cluster meet. What they wrote is not ordered: mbarriers have a fence of
+    their own, and nothing else is for the other CTA.
+
+    Args:
+        orders_tmem: whether accesses to tensor memory stand on both sides.
+    """
+    if orders_tmem:
+        tmem.fence_before_signal()
     cute.arch.cluster_arrive_relaxed()
     cute.arch.cluster_wait()
-    tmem.fence_after_signal()
+    if orders_tmem:
+        tmem.fence_after_signal()
 
 
 @cute.jit

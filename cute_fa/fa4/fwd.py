@@ -237,7 +237,7 @@ class Fa4Fwd:
                 ask_for_all(schedule.answers)
         if cutlass.const_expr(cfg.is_paired):
             # Nobody of either CTA uses the other's shared or tensor memory any more.
-            sync_cluster()
+            sync_cluster(orders_tmem=True)
             if warp == cfg.correction_warp:
                 tmem.release(tmem.allocated(tmem_address), cfg.tmem_map.columns, is_paired=True)
 
