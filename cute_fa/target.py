@@ -77,6 +77,7 @@ _TABLE: tuple[tuple[str, tuple[int, int], int, int, int, int, int, str], ...] = 
     ("sm_90a", (9, 0), 227, 228, 2048, 32, 132, "H100 SXM"),
     ("sm_100a", (10, 0), 227, 228, 2048, 32, 148, "B200"),
     ("sm_103a", (10, 3), 227, 228, 2048, 32, 148, "B300"),
+    ("sm_110a", (11, 0), 227, 228, 1536, 24, 20, "Jetson T5000"),
     ("sm_120a", (12, 0), 99, 100, 1536, 24, 170, "RTX 5090"),
     ("sm_121a", (12, 1), 99, 100, 1536, 24, 48, "DGX Spark"),
 )
@@ -155,6 +156,7 @@ def runs_on(built: str, target: Target) -> bool:
     As the CUDA compatibility rules say: a plain architecture runs on later minor versions of its
     major version, ``f`` on its family, ``a`` on nothing else.
     """
+    built = built.replace("sm_101", "sm_110")  # the first name of Thor's architecture
     if built == target.arch:
         return True
     digits = built.removeprefix("sm_").rstrip("af")

@@ -19,6 +19,7 @@ from cute_fa.target import KIB, TARGETS, get_target, runs_on, target_of_capabili
         ("90a", "sm_90a"),
         ("sm_120", "sm_120a"),
         ("100", "sm_100a"),
+        ("11.0", "sm_110a"),
         (" hopper ", "sm_90a"),
         ("ampere", "sm_80"),
         ("blackwell", "sm_100a"),
@@ -84,6 +85,10 @@ def test_instruction_sets():
         ("sm_90", "sm_90a", True),
         ("sm_90a", "sm_90", False),
         ("sm_100f", "sm_103a", True),
+        ("sm_101a", "sm_110a", True),  # its name before CUDA 13
+        ("sm_101f", "sm_110a", True),
+        ("sm_100f", "sm_110a", False),
+        ("sm_101a", "sm_100a", False),
         ("sm_100a", "sm_103a", False),
         ("sm_120a", "sm_121a", False),
     ],

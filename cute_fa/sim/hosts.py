@@ -20,7 +20,7 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,18 +205,17 @@ def _hook_compiler(patches: Patches) -> None:
                     extension,
                     f"full_{extension}_path",
                 )
-        wanted.paths = Path(self.full_ptx_path), Path(self.full_cubin_path)
+        wanted.name = short_name
 
     run_passes = compiler.Compiler.compile
 
     @functools.wraps(run_passes)
     def compile_module(self: Any, *args: Any, **kwargs: Any) -> Any:
-        paths = getattr(wanted, "paths", ())
-        for path in paths:
-            path.unlink(missing_ok=True)
+        name = getattr(wanted, "name", None)
+        for path in _dumps(name):
+            path.unlink()
         module = run_passes(self, *args, **kwargs)
-        if paths:
-            _capture(*paths)
+        _capture(_dumps(name))
         return module
 
     patches.on_undo(take_back)
@@ -224,12 +223,18 @@ def _hook_compiler(patches: Patches) -> None:
     patches.set(compiler.Compiler, "compile", compile_module)
 
 
-def _capture(ptx_path: Path, cubin_path: Path) -> None:
+def _dumps(name: str | None) -> list[Path]:
+    """What the DSL has written of a function. The names go on with the architecture, for which the
+    toolkit may have another name than the one asked for (sm_101a is sm_110a)."""
+    return [] if name is None else sorted(Path(_dump_directory().name).glob(f"{name}.*"))
+
+
+def _capture(paths: Sequence[Path]) -> None:
     """Keep the PTX that the compiler has just written; a host-only function has none."""
-    if not ptx_path.exists() and not cubin_path.exists():
+    if not paths:
         return
-    text = ptx_path.read_text() if ptx_path.exists() else ""
-    cubin = cubin_path.read_bytes() if cubin_path.exists() else b""
+    text = "".join(path.read_text() for path in paths if path.suffix == ".ptx")
+    cubin = b"".join(path.read_bytes() for path in paths if path.suffix == ".cubin")
     if ".version" not in text or not cubin.startswith(b"\x7fELF"):
         raise CompileError(
             "the compiler did not hand out the PTX and cubin of a kernel",

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from cute_fa.build import registry
-from cute_fa.build.registry import KERNELS, KernelEntry, can_run, choose_generation, find
+from cute_fa.build.registry import (
+    COMPILED,
+    KERNELS,
+    KernelEntry,
+    can_run,
+    choose_generation,
+    find,
+)
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
 from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import TARGETS
@@ -32,13 +39,19 @@ def problem(**changes: Any) -> AttentionProblem:
     return AttentionProblem(**{**fields, **changes})
 
 
-@pytest.mark.parametrize("arch", TARGETS)
+@pytest.mark.parametrize("arch", COMPILED)
 @pytest.mark.parametrize("generation", ["fa1", "fa2"])
 @pytest.mark.parametrize("head_dim", [8, 64, 128, 256])
 def test_both_rungs_serve_every_arch(generation: str, arch: str, head_dim: int) -> None:
     support = can_run(problem(head_dim=head_dim, head_dim_v=head_dim), arch, generation)
     assert support, support.reason
     assert support.generation == generation and support.alternatives == ()
+
+
+@pytest.mark.parametrize("generation", ["fa1", "fa2", "fa4"])
+def test_an_architecture_that_is_not_compiled_for_is_refused_with_the_reason(generation) -> None:
+    support = can_run(problem(), "sm_110a", generation)
+    assert not support and "sm_101a" in support.reason
 
 
 @pytest.mark.parametrize("head_dim", [8, 64, 128, 256])

@@ -54,3 +54,16 @@ def test_gemm_of_small_integers_is_exact(case: str) -> None:
         assert dev.launches[-1].hazards == []
         flops = dev.launches[-1].counters.by_class("mma_flops")
         assert sum(flops.values()) == 2 * m * n * k
+
+
+def test_the_same_program_on_thor() -> None:
+    """The DSL's compiler knows sm_110a by its first name, sm_101a."""
+    a, b = (torch.eye(128, 64).to(torch.bfloat16), torch.arange(4096.0).view(64, 64).bfloat16())
+    c = torch.full((128, 64), float("nan"))
+    with Device("sm_110a", completion="late", workers=1) as dev:
+        arguments = [from_dlpack(x, assumed_align=16) for x in (a, b, c)]
+        run = dev.compile(TensorCoreGemm(cutlass.BFloat16), *arguments)
+        run(*arguments)
+    assert torch.equal(c, a.float() @ b.float().T)
+    assert dev.launches[-1].hazards == []
+    assert ".target sm_101a" in run.ptx or ".target sm_110a" in run.ptx
