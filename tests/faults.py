@@ -8,17 +8,19 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from cute_fa.problem import AttentionProblem
 from cute_fa.sim.device import Device, Program
-from cute_fa.target import Target
-from cute_fa.testing.fault_survey import Call, Survey, survey
+from cute_fa.testing.fault_survey import Call, Survey
 from cute_fa.testing.faults import Fault
 from cute_fa.testing.inputs import normal_inputs
+
+if TYPE_CHECKING:
+    from tests.surveys import KernelSurvey
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,10 @@ def every(step: int) -> Callable[[Fault], bool]:
     return choose
 
 
-def run_survey(
-    monkeypatch: pytest.MonkeyPatch,
-    arch: str | Target,
-    calls: Sequence[Call],
-    **how: Any,
-) -> Survey:
-    """``fault_survey.survey``, with the faulty kernels' code kept out of the cache on disk."""
+def run_survey(monkeypatch: pytest.MonkeyPatch, kernel: KernelSurvey, **how: Any) -> Survey:
+    """``kernel.run(**how)``, with the faulty kernels' code kept out of the cache on disk."""
     monkeypatch.setenv("CUTE_FA_CACHE", "0")
-    return survey(arch, calls, **how)
+    return kernel.run(**how)
 
 
 def assert_survivors_are_redundant(found: Survey, redundant: Sequence[Redundant] = ()) -> None:
