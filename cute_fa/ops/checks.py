@@ -133,7 +133,8 @@ def check_call(
     check_names(options)
     problem = make_problem(q, k, v, options)
     has_work = q.numel() > 0 and problem.seqlen_k > 0
-    backend, target = choose_backend_and_target(q, k, v, options, device)
+    check_no_gradient(q, k, v, descales)
+    backend, target = choose_backend_and_target(q, options, device)
     if backend == "sim":
         check_values(descales)
     if has_work:
@@ -145,10 +146,9 @@ def check_call(
 
 
 def choose_backend_and_target(
-    q: Tensor, k: Tensor, v: Tensor, options: Options, device: Device | None
+    q: Tensor, options: Options, device: Device | None
 ) -> tuple[str, Target]:
-    """Where a call on tensors that are in order runs; refuses those that want a derivative."""
-    check_no_gradient(q, k, v)
+    """Where a call on tensors that are in order runs."""
     backend = choose_backend(q, options, device)
     return backend, choose_target(q, options, backend, device)
 
@@ -344,11 +344,12 @@ def make_problem(
     )
 
 
-def check_no_gradient(q: Tensor, k: Tensor, v: Tensor) -> None:
+def check_no_gradient(q: Tensor, k: Tensor, v: Tensor, descales: Descales = NO_DESCALES) -> None:
     """That nobody expects a derivative: there is none yet, and a result without one would be used
     as a constant."""
+    inputs = (("q", q), ("k", k), ("v", v), *descales.given())
     if forward_ad._current_level >= 0:
-        for name, x in (("q", q), ("k", k), ("v", v)):
+        for name, x in inputs:
             if forward_ad.unpack_dual(x).tangent is not None:
                 raise UnsupportedError(
                     "there is no forward-mode derivative in this version",
@@ -359,7 +360,7 @@ def check_no_gradient(q: Tensor, k: Tensor, v: Tensor) -> None:
                 )
     if not torch.is_grad_enabled():
         return
-    for name, x in (("q", q), ("k", k), ("v", v)):
+    for name, x in inputs:
         if x.requires_grad:
             raise UnsupportedError(
                 "there is no backward kernel in this version",

@@ -154,7 +154,7 @@ def _traced(
 ) -> tuple[Tensor, Tensor]:
     """The call as one node of a graph; shapes now, memory when the graph runs."""
     checks.check_names(options)
-    checks.check_no_gradient(q, k, v)
+    checks.check_no_gradient(q, k, v, descales)
     return torch.ops.cute_fa.fwd(q, k, v, *operator_options(options), *descales)
 
 

@@ -129,7 +129,8 @@ def key_of(
     try:
         for x in more:
             if type(x) is Tensor:
-                kinds.append((x.shape, x.stride(), x.dtype, x.device, x.is_neg()))
+                wants_gradient = x.requires_grad and is_grad_enabled()
+                kinds.append((x.shape, x.stride(), x.dtype, x.device, x.is_neg(), wants_gradient))
             elif x is None:
                 kinds.append(None)
             else:

@@ -129,7 +129,7 @@ def flash_attn_varlen_func(
     checks.check_flag("return_lse", return_lse)
     if is_for_dispatcher(q, k, v, *tensors, *descales):
         checks.check_names(options)
-        checks.check_no_gradient(q, k, v)
+        checks.check_no_gradient(q, k, v, Descales(*descales))
         out, lse = torch.ops.cute_fa.varlen_fwd(
             *(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k),
             *(seqused_q, seqused_k, *operator_options(options), *descales),

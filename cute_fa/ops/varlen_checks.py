@@ -84,7 +84,8 @@ def check_varlen_call(
     sizes = lengths.sizes
     check_descales(descales, q, k, sizes)
     padded = checks.make_problem(q, k, v, options, sizes)
-    backend, target = checks.choose_backend_and_target(q, k, v, options, device)
+    checks.check_no_gradient(q, k, v, descales)
+    backend, target = checks.choose_backend_and_target(q, options, device)
     packing = _packing(lengths) if backend == "sim" else None
     problem = VarlenProblem(
         padded,

@@ -156,6 +156,23 @@ def test_fp8_with_and_without_descales(gpu: Gpu, by_block: bool) -> None:
         cute_fa.flash_attn_func(*tensors, **{**scales, "v_descale": torch.ones(1, 3)})
 
 
+def test_descales_have_no_gradient_either(gpu: Gpu) -> None:
+    tensors = tuple(x.to(torch.float8_e4m3fn) for x in qkv())
+    plain, learnt = torch.ones(1, 2), torch.ones(1, 2, requires_grad=True)
+    with torch.no_grad():
+        cute_fa.flash_attn_func(*tensors, q_descale=learnt)
+    cute_fa.flash_attn_func(*tensors, q_descale=plain)
+    assert gpu.checked == 1
+    with pytest.raises(UnsupportedError, match="q_descale requires a gradient"):
+        cute_fa.flash_attn_func(*tensors, q_descale=learnt)
+    packed = {**varlen(), **{name: x[0] for name, x in zip("qkv", tensors, strict=True)}}
+    with pytest.raises(UnsupportedError, match="v_descale requires a gradient"):
+        cute_fa.flash_attn_varlen_func(**packed, v_descale=learnt.expand(2, 2))
+    with pytest.raises(UnsupportedError, match="k_descale requires a gradient"):
+        cute_fa.flash_attn_func(*(x.to("meta") for x in tensors), k_descale=learnt.to("meta"))
+    assert len(gpu.launches) == 2
+
+
 CHANGES: list[dict[str, Any]] = [
     {"causal": False},
     {"softcap": 1.0},

@@ -196,7 +196,7 @@ def test_no_number_is_read_from_a_gpu(monkeypatch):
     wrong = int32(0, 99, 5, 12)
     monkeypatch.setattr(
         "cute_fa.ops.checks.choose_backend_and_target",
-        lambda q, k, v, options, device: ("cuda", SimpleNamespace(arch="sm_80")),
+        lambda q, options, device: ("cuda", SimpleNamespace(arch="sm_80")),
     )
     monkeypatch.setattr("cute_fa.ops.checks.choose_generation", lambda *_: "fa2")
 
