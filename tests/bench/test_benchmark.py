@@ -7,6 +7,7 @@ import itertools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -369,6 +370,35 @@ def test_clocks_and_throttling() -> None:
     assert found["throttle_reasons"] == ["software power cap", "software thermal slowdown"]
     assert gpu_state.throttle_reasons(0) == []
     assert gpu_state.throttle_reasons(0x1000) == ["unknown (0x1000)"]
+
+
+@pytest.mark.parametrize("known", ["event", "throttle", "neither"])
+def test_drivers_name_the_reasons_differently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str
+) -> None:
+    """The GPU is asked for by its UUID, in words that its driver knows."""
+    tool, asked = tmp_path / "nvidia-smi", tmp_path / "asked"
+    answer = ANSWER.format("0x4").strip()
+    tool.write_text(
+        f"""#!/bin/sh
+echo "$*" >> {asked}
+case "$*" in
+    *clocks_{known}_reasons.active*) echo "{answer}" ;;
+    *) echo 'Field is not a valid field to query.'; exit 2 ;;
+esac
+"""
+    )
+    tool.chmod(0o755)
+    monkeypatch.setattr(gpu_state.shutil, "which", lambda name: str(tool))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    properties = SimpleNamespace(uuid="00112233-4455")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    found = gpu_state.snapshot()
+    assert "--id=GPU-00112233-4455" in asked.read_text()
+    if known == "neither":
+        assert "not a valid field" in found["unknown"]
+    else:
+        assert found["throttle_reasons"] == ["software power cap"] and found["sm_mhz"] == 1980
 
 
 def test_a_machine_that_does_not_tell() -> None:
