@@ -13,6 +13,28 @@ if TYPE_CHECKING:
     from cute_fa.varlen import Packing, VarlenProblem
 
 
+DEFAULT_DTYPE = "bfloat16"
+
+# What ``add_problem`` adds, but for --varlen: what each is called, and its value if it is left out.
+_OF_ONE_PROBLEM = {
+    "--batch": None,
+    "--seqlen": None,
+    "--seqlen-k": None,
+    "--heads": None,
+    "--heads-k": None,
+    "--head-dim": None,
+    "--head-dim-v": None,
+    "--dtype": None,
+    "--scale": None,
+    "--causal": False,
+    "--window": (-1, -1),
+    "--softcap": 0.0,
+    "--varlen-k": None,
+    "--seqused-q": None,
+    "--seqused-k": None,
+}
+
+
 def add_json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -67,13 +89,11 @@ def add_problem(parser: argparse.ArgumentParser) -> None:
     shapes.add_argument("-b", "--batch", type=int, help="default 1")
     shapes.add_argument("-s", "--seqlen", type=int, help="of queries, and of keys; default 128")
     shapes.add_argument("--seqlen-k", type=int, help="of keys, if it differs")
-    shapes.add_argument("-H", "--heads", type=int, default=2, help="query heads")
+    shapes.add_argument("-H", "--heads", type=int, help="query heads; default 2")
     shapes.add_argument("--heads-k", type=int, help="K/V heads, if fewer (GQA, MQA)")
-    shapes.add_argument("-d", "--head-dim", type=int, default=64)
+    shapes.add_argument("-d", "--head-dim", type=int, help="of Q, K and V; default 64")
     shapes.add_argument("--head-dim-v", type=int, help="of V, if it differs")
-    shapes.add_argument(
-        "--dtype", default="bfloat16", help="bfloat16 (default), float16, float8_e4m3fn"
-    )
+    shapes.add_argument("--dtype", help="bfloat16 (default), float16, float8_e4m3fn")
     shapes.add_argument("--scale", type=float, help="softmax scale; default head_dim ** -0.5")
     add_masks(parser)
     packed = parser.add_argument_group("packed sequences, in place of --batch and --seqlen")
@@ -89,6 +109,23 @@ def add_problem(parser: argparse.ArgumentParser) -> None:
         packed.add_argument(
             f"--seqused-{side}", metavar="LENGTHS", help=f"how many of each one's {what} count"
         )
+
+
+def refuse_problem(args: argparse.Namespace, instead: str) -> None:
+    """That no argument of ``add_problem`` but --varlen is given.
+
+    Raises:
+        InvalidArgumentError: one is, and ``instead`` settles it.
+    """
+    for name, left_out in _OF_ONE_PROBLEM.items():
+        value = getattr(args, name[2:].replace("-", "_"))
+        if value != left_out:
+            raise InvalidArgumentError(
+                f"{instead} draws problems of all kinds",
+                got=f"it and {name}" if value is True else f"it and {name} {value}",
+                expected="one of them",
+                fix=f"leave out {name}, or {instead} to run that one problem",
+            )
 
 
 def add_simulation(parser: argparse.ArgumentParser) -> None:
@@ -116,14 +153,14 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def default_arch(generation: str, dtype: str) -> str:
+def default_arch(generation: str, dtype: str | None) -> str:
     """The architecture for a generation if nobody names one, as the public functions have it."""
     from cute_fa.build.compile import dtype_name
     from cute_fa.ops.checks import GENERATIONS
     from cute_fa.ops.checks import default_arch as of_call
 
     known = generation if generation in GENERATIONS else "auto"
-    return of_call(known, dtype_name(dtype))
+    return of_call(known, dtype_name(dtype or DEFAULT_DTYPE))
 
 
 def problem_of(args: argparse.Namespace) -> AttentionProblem | VarlenProblem:
@@ -139,15 +176,17 @@ def problem_of(args: argparse.Namespace) -> AttentionProblem | VarlenProblem:
     packing = _packing_of(args)
     left, right = normalise_window(args.causal, tuple(args.window))
     seqlen = 128 if args.seqlen is None else args.seqlen
+    heads = 2 if args.heads is None else args.heads
+    head_dim = 64 if args.head_dim is None else args.head_dim
     problem = AttentionProblem(
         batch=1 if args.batch is None else args.batch,
         seqlen_q=seqlen,
         seqlen_k=seqlen if args.seqlen_k is None else args.seqlen_k,
-        heads_q=args.heads,
-        heads_k=args.heads if args.heads_k is None else args.heads_k,
-        head_dim=args.head_dim,
-        head_dim_v=args.head_dim if args.head_dim_v is None else args.head_dim_v,
-        dtype=dtype_name(args.dtype),
+        heads_q=heads,
+        heads_k=heads if args.heads_k is None else args.heads_k,
+        head_dim=head_dim,
+        head_dim_v=head_dim if args.head_dim_v is None else args.head_dim_v,
+        dtype=dtype_name(args.dtype or DEFAULT_DTYPE),
         causal=args.causal,
         window_left=left,
         window_right=right,

@@ -123,6 +123,7 @@ def _cases(args: argparse.Namespace) -> list[Case]:
             expected="--varlen alone",
             fix="leave out the lengths, or --random",
         )
+    arguments.refuse_problem(args, "--random")
     return random_problems(args.random, args.seed, varlen=args.varlen is not None)
 
 
