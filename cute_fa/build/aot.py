@@ -12,7 +12,7 @@ import lzma
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def write_bundle(
             "libraries": toolchain().flavour.removeprefix("cu"),
             "code generator": _code_generator(kernels[0][1]),
         },
-        "archs": list(dict.fromkeys(get_target(arch).arch for arch in archs)),
+        "archs": [arch for arch in _names(archs) if any(k.arch == arch for _, k in kernels)],
         "presets": list(presets),
         "left_out": [asdict(each) for each in left_out],
         "runtime": _runtime_document(with_runtime),
@@ -115,6 +115,10 @@ def write_bundle(
         if extend is not None:
             manifest.seal(folder, {**document, **extend(folder, bundle)})
     return Written(Bundle(output), left_out)
+
+
+def _names(archs: Sequence[str]) -> Iterable[str]:
+    return dict.fromkeys(get_target(arch).arch for arch in archs)
 
 
 def _compile(

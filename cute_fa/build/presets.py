@@ -240,7 +240,12 @@ def select(
     # Defaults first, so that a candidate that equals one does not take its place.
     wishes.sort(key=lambda wish: bool(wish.overrides))
     selected: dict[tuple[Any, ...], Selected] = {}
-    left_out: dict[str, LeftOut] = {}
+    left_out = {
+        target.arch: LeftOut(target.arch, registry.NOT_COMPILED[target.arch])
+        for target in targets
+        if target.arch in registry.NOT_COMPILED
+    }
+    targets = [target for target in targets if target.arch not in left_out]
     for wish, target, entry in itertools.product(wishes, targets, _entries()):
         if wish.generations and entry.generation not in wish.generations:
             continue

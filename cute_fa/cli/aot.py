@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.verify is not None:
         return _verify(args)
     from cute_fa.build.aot import write_bundle
-    from cute_fa.target import TARGETS
+    from cute_fa.build.registry import COMPILED
 
     with Progress("compiling", 0) as progress:
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
         written = write_bundle(
             args.output,
-            archs=list(TARGETS) if args.arch == "all" else arguments.words(args.arch),
+            archs=COMPILED if args.arch == "all" else arguments.words(args.arch),
             presets=arguments.words(args.preset),
             jobs=args.jobs,
             with_runtime=not args.no_runtime,

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cute_fa import sim
-from cute_fa.build import aot, bundle, manifest, presets
+from cute_fa.build import aot, bundle, manifest, presets, registry
 from cute_fa.build.bundle import Bundle
 from cute_fa.build.compile import compile
 from cute_fa.errors import (
@@ -450,6 +450,16 @@ def test_a_candidate_that_does_not_compile_is_left_out(
     preset(bad)
     with pytest.raises(CompileError, match=r"no candidate compiles(.|\n)*broken"):
         write(archs=["sm_80"])
+
+
+def test_an_architecture_that_nothing_is_compiled_for(write: Callable[..., Bundle]) -> None:
+    arch, why = next(iter(registry.NOT_COMPILED.items()))
+    made = write(archs=["sm_80", arch])
+    assert made.archs == ("sm_80",)
+    assert {"what": arch, "reason": why} in made.document["left_out"]
+    with pytest.raises(UnsupportedError, match="no kernel serves") as caught:
+        write(archs=[arch])
+    assert why in str(caught.value)
 
 
 def test_a_preset_that_nothing_serves(
