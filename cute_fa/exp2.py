@@ -23,9 +23,10 @@ CHUNK_COLUMNS = 32
 def polynomial_pairs(chunk: int, num_chunks: int, per_chunk: int) -> tuple[int, ...]:
     """The pairs of chunk ``chunk`` of a row whose 2^x is the polynomial, spread evenly.
 
-    The last chunk of a row has none: nothing is left to hide the polynomial's latency behind.
+    The first chunk and the last have half as many: there the special function unit would wait for
+    the long chains of the polynomials, which compilers put first, or their end for them.
     """
-    if per_chunk == 0 or chunk == num_chunks - 1:
-        return ()
+    if chunk in (0, num_chunks - 1):
+        per_chunk //= 2
     pairs = CHUNK_COLUMNS // 2
     return tuple((2 * i + 1) * pairs // (2 * per_chunk) for i in range(per_chunk))

@@ -24,10 +24,12 @@ Pair = tuple[cutlass.Float32, cutlass.Float32]
 
 
 @dsl_user_op
-def fmax3(a, b, c, *, loc=None, ip=None) -> cutlass.Float32:
-    """The largest of three (max.f32 with three sources); NaN loses against a number."""
-    values = [cutlass.Float32(x).ir_value(loc=loc, ip=ip) for x in (a, b, c)]
-    return cutlass.Float32(nvvm.fmax(values[0], values[1], c=values[2], loc=loc, ip=ip))
+def fmax_nan(a, b, c=None, *, loc=None, ip=None) -> cutlass.Float32:
+    """The largest of two or three (max.NaN.f32); NaN if one of them is."""
+    a, b = (cutlass.Float32(x).ir_value(loc=loc, ip=ip) for x in (a, b))
+    if c is not None:
+        c = cutlass.Float32(c).ir_value(loc=loc, ip=ip)
+    return cutlass.Float32(nvvm.fmax(a, b, c=c, nan=True, loc=loc, ip=ip))
 
 
 def both(x) -> Pair:

@@ -18,17 +18,21 @@ import cutlass
 from cutlass import cute
 
 from cute_fa.blocks.math import LN_2, NEG_INF, exp2
-from cute_fa.blocks.packed_math import Pair, add2, both, exp2_polynomial, fma2, fmax3, mul2
+from cute_fa.blocks.packed_math import Pair, add2, both, exp2_polynomial, fma2, fmax_nan, mul2
 from cute_fa.blocks.softmax import BlockWeight, finite_anchor
 
 
 def row_maximum(row_S: cute.Tensor) -> cutlass.Float32:
-    """Maximum of a row (N,), three values an instruction, in four chains."""
+    """Maximum of a row (N,), three values an instruction, in four chains.
+
+    NaN if one score is, so that the anchor becomes NaN, and O and LSE with it: the clamp of a
+    polynomial would drop the score's own.
+    """
     chains = [row_S[c] for c in range(4)]
     for c in range(4, cute.size(row_S), 2):
         chain = (c // 2) % 4
-        chains[chain] = fmax3(chains[chain], row_S[c], row_S[c + 1])
-    return fmax3(chains[0], chains[1], cute.arch.fmax(chains[2], chains[3]))
+        chains[chain] = fmax_nan(chains[chain], row_S[c], row_S[c + 1])
+    return fmax_nan(chains[0], chains[1], fmax_nan(chains[2], chains[3]))
 
 
 def _tree_sum(terms: list[Pair]) -> Pair:
@@ -85,7 +89,7 @@ class RowSoftmax:
             largest = largest + self.weight.log2
         if self.p_exponent != 0.0:
             largest = largest - self.p_exponent
-        new = cute.arch.fmax(old, largest)
+        new = fmax_nan(old, largest)
         # Of two −∞ the difference is NaN, and the comparison false: then new is −∞ as well.
         is_near = new - old <= self.threshold
         # A row that has seen no key has nothing to rescale: its O and sums are 0.

@@ -49,7 +49,7 @@ class Signal:
 
     def wait(self, slot, use) -> None:
         """Wait for use 0, 1, 2, … of ``slot``; nobody may wait for a use that is two behind."""
-        cute.arch.mbarrier_wait(self.mbarriers + slot, use % 2)
+        cute.arch.mbarrier_wait(self.mbarriers + slot, use & 1)
         if self.orders_tmem:
             tmem.fence_after_signal()
 

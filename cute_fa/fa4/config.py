@@ -48,7 +48,7 @@ FP8_P_EXPONENT = 8.0
 
 # Pairs of the 16 in a chunk of 32 scores whose exponentials the FMA pipe computes. The special
 # function unit of sm_103a is twice as fast, so that nothing is left to share there.
-POLYNOMIAL_PAIRS = {"sm_100a": 4, "sm_103a": 0}
+POLYNOMIAL_PAIRS = {"sm_100a": 6, "sm_103a": 0}
 
 
 class Fa4FwdBarrier(IntEnum):
@@ -78,7 +78,7 @@ class Fa4FwdConfig(TmaForwardPlan):
             own, half of a block's keys for S = QKᵀ, and half of V's columns for O += PV.
         stages: depth of the ring that K and V blocks share.
         polynomial_pairs: of the 16 pairs in a chunk of 32 scores, those whose 2^x is a polynomial
-            on the FMA pipe; the last chunk of a block has none, for nothing hides its latency.
+            on the FMA pipe; half as many in the first and the last chunk of a block.
         rescale_threshold: O is rescaled when a row's maximum has grown by more than this, in log2
             units; P is at most 2 to this power.
         has_launch_control: CTAs ask for one row tile after another (``blocks.launch_control``).
@@ -90,7 +90,7 @@ class Fa4FwdConfig(TmaForwardPlan):
     num_q_tiles: int = 2
     is_paired: bool = False
     stages: int = 3
-    polynomial_pairs: int = 4
+    polynomial_pairs: int = 6
     rescale_threshold: float = RESCALE_THRESHOLD
     has_launch_control: bool = False
 

@@ -106,11 +106,12 @@ class Cta:
 
     def s_buffer(self, tile: RowTile, i, j):
         """The S buffer of a step."""
-        return self.step(tile, i, j) % S_BUFFERS
+        return i if self.config.num_q_tiles == S_BUFFERS else self.step(tile, i, j) % S_BUFFERS
 
     def s_use(self, tile: RowTile, i, j):
         """Which use of its S buffer a step is."""
-        return self.step(tile, i, j) // S_BUFFERS
+        is_own = self.config.num_q_tiles == S_BUFFERS
+        return tile.uses.blocks + j if is_own else self.step(tile, i, j) // S_BUFFERS
 
     def o_use(self, tile: RowTile, j):
         """Which use of its O the product with block ``j`` is."""
@@ -140,3 +141,16 @@ class Cta:
 
     def tmem_o(self, i) -> cute.Pointer:
         return self.tmem + self.config.tmem_map.o[0] + i * self.config.padded_dv
+
+
+def unhoisted_zero(use: cutlass.Int32) -> cutlass.Int32:
+    """0, for a use ≥ 0 of a pipe, of which the compiler is not to know.
+
+    PERF(SASS): added to what does not change in a loop, it keeps what follows from that, such as an
+    address for each k-step, out of registers, of which there are too few; an addition makes it.
+    """
+    return cute.arch.inline_ptx(
+        "shr.s32 {$w0}, {$r0}, 31;",
+        write_only_types=[cutlass.Int32],
+        read_only_args=[use],
+    )

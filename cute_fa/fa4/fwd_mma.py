@@ -21,7 +21,7 @@ from cute_fa.blocks.umma import (
     operand_a_in_tmem,
     operand_b,
 )
-from cute_fa.fa4.fwd_context import Cta
+from cute_fa.fa4.fwd_context import Cta, unhoisted_zero
 from cute_fa.fa4.tmem_map import S_BUFFERS
 
 
@@ -73,60 +73,62 @@ def _products(cta: Cta) -> Products:
 
 @cute.jit
 def _multiply_tile(products: Products, tile: RowTile) -> Uses:
-    """All steps of a tile, S two steps ahead of O, which is as far as there are S buffers.
+    """All blocks of a tile, S one round of S buffers ahead of O.
 
     With two Q tiles: S0(0) S1(0) | O0(0) S0(1) O1(0) S1(1) | O0(1) S0(2) … While SOFTMAX works on
     one tile's S, the tensor core works for the other. With one Q tile its blocks alternate instead.
     """
     cta = products.cta
-    steps = tile.blocks.count * cta.config.num_q_tiles
-    for t in cutlass.range(cutlass.min(steps, S_BUFFERS), unroll=1):
-        _multiply_qk(products, tile, t)
-    for t in cutlass.range(steps, unroll=1):
-        _multiply_pv(products, tile, t)
-        if t + S_BUFFERS < steps:
-            _multiply_qk(products, tile, t + S_BUFFERS)
-    if steps == 0:
-        for i in cutlass.range(cta.config.num_q_tiles, unroll=1):
+    count, num_q_tiles = tile.blocks.count, cta.config.num_q_tiles
+    ahead = S_BUFFERS // num_q_tiles
+    for j in cutlass.range(count + ahead, unroll=1):
+        # PERF(SASS): each Q tile has code of its own, in which its buffers are constants: on the
+        # way from P to the next S there is nothing to compute.
+        for i in cutlass.range_constexpr(num_q_tiles):
+            if j >= ahead:
+                _multiply_pv(products, tile, i, j - ahead)
+            if j < count:
+                _multiply_qk(products, tile, i, j)
+    if count == 0:
+        for i in cutlass.range_constexpr(num_q_tiles):
             _await_q(cta, tile, i)
             _release_q(cta, tile, i)
     return tile.uses_after
 
 
 @cute.jit
-def _multiply_qk(products: Products, tile: RowTile, t: cutlass.Int32):
-    """S = Q Kᵀ of step ``t``.
+def _multiply_qk(products: Products, tile: RowTile, i: cutlass.Constexpr, j: cutlass.Int32):
+    """S = Q Kᵀ of block ``j`` and Q tile ``i``.
 
     Its S buffer is free: MMA has waited for the P that SOFTMAX made of the S before, and issued the
     product that reads that P.
     """
     cta = products.cta
     cfg = cta.config
-    i, j = t % cfg.num_q_tiles, t // cfg.num_q_tiles
     n, buffer = cta.k_use(tile, j), cta.s_buffer(tile, i, j)
     if j == 0:
         _await_q(cta, tile, i)
-    if i == 0:
+    if cutlass.const_expr(i == 0):
         cta.pipe_kv.wait(n)
     # S = Q Kᵀ   (128, N) = (128, D) @ (D, N)
     gemm(
         products.mma_qk,
         accumulator(products.mma_qk, cfg.tile_n, cta.tmem_s(buffer)),
-        products.tSrQ[None, None, None, i],
+        products.tSrQ[None, None, None, i + unhoisted_zero(n)],
         products.tSrK[None, None, None, cta.pipe_kv.slot(n)],
         k_steps=range(cfg.padded_d // cfg.mma_k),
         accumulate=False,
         negate_a=None if cfg.has_softcap else cta.scores.scale < 0.0,
     )
     cta.signals.s.commit(buffer)
-    if i == cfg.num_q_tiles - 1:
+    if cutlass.const_expr(i == cfg.num_q_tiles - 1):
         cta.commit(cta.pipe_kv.empty(n))
     if j == tile.blocks.count - 1:
         _release_q(cta, tile, i)
 
 
 @cute.jit
-def _await_q(cta: Cta, tile: RowTile, i: cutlass.Int32):
+def _await_q(cta: Cta, tile: RowTile, i: cutlass.Constexpr):
     """Q has landed; of a pair, both are told, and either may write O in its place later."""
     cta.pipe_q.wait(cta.q_use(tile, i))
     if cutlass.const_expr(cta.config.has_q_landed):
@@ -134,25 +136,26 @@ def _await_q(cta: Cta, tile: RowTile, i: cutlass.Int32):
 
 
 @cute.jit
-def _release_q(cta: Cta, tile: RowTile, i: cutlass.Int32):
+def _release_q(cta: Cta, tile: RowTile, i: cutlass.Constexpr):
     """The next tile's Q may land, unless this tile's O is to leave from its place."""
     if cutlass.const_expr(cta.config.is_resident and cta.config.has_own_o):
         cta.commit(cta.pipe_q.empty(cta.q_use(tile, i)))
 
 
 @cute.jit
-def _multiply_pv(products: Products, tile: RowTile, t: cutlass.Int32):
-    """O += P V of step ``t``, in the two parts in which P arrives."""
+def _multiply_pv(products: Products, tile: RowTile, i: cutlass.Constexpr, j: cutlass.Int32):
+    """O += P V of block ``j`` and Q tile ``i``, in the two parts in which P arrives."""
     cta = products.cta
     cfg = cta.config
-    i, j = t % cfg.num_q_tiles, t // cfg.num_q_tiles
     n, buffer, use = cta.v_use(tile, j), cta.s_buffer(tile, i, j), cta.s_use(tile, i, j)
     steps = cfg.tile_n // cfg.mma_k
     first_steps = cfg.first_part_columns // cfg.mma_k
     acc_O = accumulator(products.mma_pv, cfg.padded_dv, cta.tmem_o(i))
-    tOrP = operand_a_in_tmem(products.mma_pv, DTYPES[cfg.dtype], cfg.tile_n, cta.tmem_p(buffer))
+    tOrP = operand_a_in_tmem(
+        products.mma_pv, DTYPES[cfg.dtype], cfg.tile_n, cta.tmem_p(buffer + unhoisted_zero(n))
+    )
     tOrVt = products.tOrVt[None, None, None, cta.pipe_kv.slot(n)]
-    if i == 0:
+    if cutlass.const_expr(i == 0):
         cta.pipe_kv.wait(n)
     cta.signals.p.wait(buffer, use)
     # O += P V   (128, Dv) = (128, N) @ (N, Dv)
@@ -160,5 +163,5 @@ def _multiply_pv(products: Products, tile: RowTile, t: cutlass.Int32):
     cta.signals.p_rest.wait(buffer, use)
     gemm(products.mma_pv, acc_O, tOrP, tOrVt, k_steps=range(first_steps, steps), accumulate=True)
     cta.signals.o.commit(i)
-    if i == cfg.num_q_tiles - 1:
+    if cutlass.const_expr(i == cfg.num_q_tiles - 1):
         cta.commit(cta.pipe_kv.empty(n))

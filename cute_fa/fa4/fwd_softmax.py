@@ -127,7 +127,10 @@ def _block(row: Row, j: cutlass.Int32, is_masked: cutlass.Constexpr):
     if j > 0:
         cta.sFactor[row.thread, buffer] = factor
         _hand_out_factors(cta, buffer, row.warp)
-    _store_p(cta, softmax, row_S, buffer, row.thread)
+    if cutlass.const_expr(is_masked or cfg.has_softcap):
+        _store_p(row, softmax, row_S, buffer)
+    else:
+        _store_p(row, softmax, row_S, buffer, tS)
 
 
 @cute.jit
@@ -155,23 +158,45 @@ def _of_block(row: Row, j: cutlass.Int32) -> tuple[ScoreScale, RowSoftmax]:
 
 
 @cute.jit
-def _store_p(cta: Cta, softmax: RowSoftmax, row_S: cute.Tensor, buffer, thread: cutlass.Int32):
-    """P = 2^(S·scale − anchor) to 16 or 8 bits, chunk by chunk; the first part is signalled
-    early."""
+def _store_p(
+    row: Row,
+    softmax: RowSoftmax,
+    row_S: cute.Tensor,
+    buffer: cutlass.Int32,
+    tS: tmem.TmemRow | None = None,
+):
+    """P = 2^(S·scale − anchor) to 16 or 8 bits, chunk by chunk; the first part is signalled early.
+
+    Args:
+        tS: S in tensor memory, if that is still what row_S is.
+    """
+    # PERF(SASS): ptxas, which cannot know who waits, puts the factors' barrier and the first part's
+    # signal behind most exponentials, unless those need what is loaded after it: S once more.
+    cta = row.cta
     cfg = cta.config
+    first_chunks = cfg.first_part_columns // CHUNK_COLUMNS
     chunk_columns = CHUNK_COLUMNS * cfg.tmem_map.p_columns // cfg.tile_n
-    tP = tmem.TmemRow(cta.tmem_p(buffer), cfg.tmem_map.p_columns, chunk_columns, thread)
-    # The thread's whole row is in registers, and P may be written over it.
-    tmem.finish_loads()
+    tP = tmem.TmemRow(cta.tmem_p(buffer), cfg.tmem_map.p_columns, chunk_columns, row.thread)
+    if cutlass.const_expr(tS is None):
+        # The thread's whole row is in registers, and P may be written over it.
+        tmem.finish_loads()
+    else:
+        for chunk in cutlass.range_constexpr(1, first_chunks):
+            tS.load(chunk, _columns(row_S, chunk))
     for chunk in cutlass.range_constexpr(tP.num_chunks):
         start = chunk * CHUNK_COLUMNS
         pairs = cfg.polynomial_pairs_of(chunk)
         softmax.exponentiate(row_S, start, start + CHUNK_COLUMNS, pairs)
         rP = cute.make_rmem_tensor(CHUNK_COLUMNS, DTYPES[cfg.dtype])
         rP.store(_columns(row_S, chunk).load().to(rP.element_type))
+        if cutlass.const_expr(chunk in (0, first_chunks) and tS is not None):
+            tmem.finish_loads()
         tP.store(chunk, cute.recast_tensor(rP, cutlass.Float32))
-        if cutlass.const_expr(start + CHUNK_COLUMNS == cfg.first_part_columns):
+        if cutlass.const_expr(chunk == first_chunks - 1):
             tmem.finish_stores()
+            if cutlass.const_expr(tS is not None):
+                for later in cutlass.range_constexpr(first_chunks, tP.num_chunks):
+                    tS.load(later, _columns(row_S, later))
             cta.signals.p.arrive(buffer)
     tmem.finish_stores()
     cta.signals.p_rest.arrive(buffer)

@@ -40,11 +40,12 @@ class TmemMap:
 
     @property
     def p(self) -> tuple[int, ...]:
-        """First column of P, at the end of its S buffer.
+        """First column of P: its S buffer's.
 
-        A thread has its whole row of S in registers before it writes the first of P over it.
+        A thread has its row of S in registers before it writes P over it, but for the last chunks,
+        which lie where the first part of P does not reach.
         """
-        return tuple(s + self.tile_n - self.p_columns for s in self.s)
+        return self.s
 
     @property
     def o(self) -> tuple[int, ...]:

@@ -58,7 +58,8 @@ def test_tile_table(head_dim, head_dim_v, causal):
 
 @pytest.mark.parametrize("dims", [(64, 64), (128, 128), (192, 128), (256, 256)])
 def test_tensor_memory_map(dims):
-    """S buffers, then O tiles, side by side; P within its S; a power of two is allocated."""
+    """S buffers, then O tiles, side by side; P within its S, its first part clear of the scores
+    that are read behind it; a power of two is allocated."""
     config = _pick(*dims)
     areas = [(start, config.tile_n) for start in config.tmem_map.s]
     areas += [(start, config.padded_dv) for start in config.tmem_map.o]
@@ -67,7 +68,8 @@ def test_tensor_memory_map(dims):
     assert ends[-1] == config.tmem_map.columns_used <= config.tmem_map.columns <= 512
     assert config.tmem_map.columns & (config.tmem_map.columns - 1) == 0
     for s, p in zip(config.tmem_map.s, config.tmem_map.p, strict=True):
-        assert s < p and p + config.tile_n // 2 == s + config.tile_n
+        first_part = config.first_part_columns // (4 // config.element_bytes)
+        assert s == p and p + first_part <= s + config.first_part_columns < s + config.tile_n
 
 
 @pytest.mark.parametrize(("dim", "roles"), [(128, 16), (256, 12)])
@@ -93,9 +95,10 @@ def test_share_of_the_polynomial_belongs_to_the_architecture():
     """The special function unit of sm_103a is twice as fast: there is nothing to share."""
     variant = KernelVariant("bfloat16", 128, 128)
     shares = {arch: pick_fwd(variant, TARGETS[arch]) for arch in ("sm_100a", "sm_103a")}
-    assert shares["sm_100a"].polynomial_pairs_of(0) == (2, 6, 10, 14) == polynomial_pairs(0, 4, 4)
-    assert shares["sm_100a"].polynomial_pairs_of(3) == ()
-    assert shares["sm_103a"].polynomial_pairs_of(0) == ()
+    of_chunks = [shares["sm_100a"].polynomial_pairs_of(chunk) for chunk in range(4)]
+    assert of_chunks == [(2, 8, 13), *[(1, 4, 6, 9, 12, 14)] * 2, (2, 8, 13)]
+    assert of_chunks == [polynomial_pairs(chunk, 4, 6) for chunk in range(4)]
+    assert not any(shares["sm_103a"].polynomial_pairs_of(chunk) for chunk in range(4))
 
 
 def test_who_is_persistent():

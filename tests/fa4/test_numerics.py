@@ -40,12 +40,12 @@ def _reference(config, problem, inputs, counts=None):
 def _rescaled_warps(launch, config, blocks: int) -> int:
     """How often a correction warp of a single row tile rescaled its 32 rows of O.
 
-    From what was read of tensor memory; the rest of that is every S once, and every O at its end.
+    From what threads wrote to tensor memory; the rest of that is P.
     """
     assert launch.grid == (config.num_ctas, 1, 1)
-    rest = 4 * config.tile_m * (blocks * config.tile_n + config.padded_dv)
+    p_bytes = 4 * config.tile_m * blocks * config.tmem_map.p_columns
     rescaled, remainder = divmod(
-        launch.counters["tmem_bytes_read"] - rest, 4 * 32 * config.padded_dv
+        launch.counters["tmem_bytes_written"] - p_bytes, 4 * 32 * config.padded_dv
     )
     assert remainder == 0
     return rescaled
@@ -111,7 +111,8 @@ def test_which_exponentials_are_cubics(fa4, arch):
     config = fa4.config(problem, arch)
     is_cubic = torch.zeros(4, 32, dtype=torch.bool)  # chunks of 32 columns
     if arch == "sm_100a":
-        is_cubic[:3, [4, 5, 12, 13, 20, 21, 28, 29]] = True
+        is_cubic[[0, 3], [[4], [5], [16], [17], [26], [27]]] = True
+        is_cubic[1:3, [2, 3, 8, 9, 12, 13, 18, 19, 24, 25, 28, 29]] = True
     is_cubic = is_cubic.flatten()
     exact, cubic = torch.exp2(x), reference.exp2_cubic(x)
     power = torch.where(is_cubic[:, None], cubic, exact)  # (row, head)
@@ -160,3 +161,12 @@ def test_a_maximum_that_creeps_within_a_block(fa4, growth):
     out, lse, launch = fa4.run(problem, inputs)
     fa4.assert_right(problem, inputs, out, lse, launch)
     _assert_like_reference((out, lse), _reference(fa4.config(problem), problem, inputs))
+
+
+@pytest.mark.parametrize("key", [4, 6])
+def test_a_nan_of_a_key_is_in_every_row(fa4, key):
+    """Whether its exponential is a cubic, whose clamp would drop it, or not."""
+    inputs = normal_inputs(BASE)
+    inputs.k[0, key, 0, 0] = float("nan")
+    out, lse, _ = fa4.run(BASE, inputs)
+    assert out.isnan().all() and lse.isnan().all()

@@ -65,6 +65,9 @@ def cost_of(
     Args:
         counter_class: under which it is counted; decoded: its handler if it is an effect.
     """
+    if counter_class == "tmem_wait" and "wait::ld" in instr.parts:
+        # Machine code waits for each register when it is used; this leaves a NOP.
+        return Cost(instr, "", 0.0, 0.0, False, (), ())
     unit, times = _unit(instr, counter_class)
     nbytes = flops = 0
     bits = 16
@@ -77,7 +80,7 @@ def cost_of(
         nbytes = sum(decoded.static_counts.values())
         reading = counter_class == "ld_tmem"
         cycles = nbytes / (model.tmem_read_bytes if reading else model.tmem_write_bytes)
-        latency = float(model.tmem_latency)
+        latency = cycles + model.tmem_latency
     elif unit == "mma":
         flops, bits = _flops(decoded)
         cycles = flops / (model.tensor_flops[bits] / SCHEDULERS)

@@ -17,6 +17,7 @@ from itertools import count
 from cute_fa.errors import CuteFAError, InvalidArgumentError
 from cute_fa.sim.program import Program
 from cute_fa.sim.timeline.costs import Cost, cost_of
+from cute_fa.sim.timeline.fusion import fused, reads_of
 from cute_fa.sim.timeline.intervals import Interval, activity_of, merged
 from cute_fa.sim.timeline.machines import SCHEDULERS, MachineModel
 from cute_fa.sim.timeline.scheduling import scheduled
@@ -133,6 +134,7 @@ class _Replay:
             for warp in range(self.wave.num_warps)
         ]
         self.costs: dict[int, list[Cost]] = {}
+        self.reads = reads_of(self.program)
         self.activities: dict[int, str] = {}
         self.mbarriers: dict[tuple[int, int], ModelMbarrier] = {}
         self.barriers: dict[tuple[int, int], ModelBarrier] = {}
@@ -197,12 +199,11 @@ class _Replay:
         costs = self.costs.get(block)
         if costs is None:
             program = self.program
-            costs = self.costs[block] = scheduled(
-                [
-                    cost_of(instr, program.counter_class(instr), program.decoded(instr), self.model)
-                    for instr in program.body_of(block)
-                ]
-            )
+            written = [
+                cost_of(instr, program.counter_class(instr), program.decoded(instr), self.model)
+                for instr in program.body_of(block)
+            ]
+            costs = self.costs[block] = scheduled(fused(program, block, written, self.reads))
             self.activities[block] = activity_of(program, block)
         return costs
 
@@ -250,8 +251,8 @@ class _Replay:
             known = ready.get(register)
             if known is not None and known > start:
                 start = known
-        if cost.unit:
-            owner = -1 if cost.unit in ("shared", "tmem") else scheduler
+        if cost.unit and cost.unit != "tmem":
+            owner = -1 if cost.unit == "shared" else scheduler
             start = max(start, sm.units.get((owner, cost.unit), 0.0))
         return start
 
@@ -263,9 +264,12 @@ class _Replay:
             sm.use("issue slots", 1.0)
             if cost.unit:
                 owner = -1 if cost.unit in ("shared", "tmem") else scheduler
-                sm.units[owner, cost.unit] = start + cost.cycles
+                # Tensor memory is asynchronous: accesses queue, and the warp goes on.
+                begin = max(start, sm.units.get((owner, cost.unit), 0.0))
+                sm.units[owner, cost.unit] = begin + cost.cycles
                 name = {"shared": "shared memory", "mma": "tensor core"}.get(cost.unit, cost.unit)
                 sm.use(name, cost.cycles)
+                start = begin
             for register in cost.writes:
                 ready[register] = start + cost.latency
         else:
@@ -307,7 +311,7 @@ class _Replay:
             end = self._end_of(warp, "product", newest)
             return self._until(warp, now, end + self.model.tensor_latency, "products")
         elif verb in ("ld", "st"):
-            warp.tmem = max(warp.tmem, now + cost.cycles + cost.latency)
+            warp.tmem = max(warp.tmem, sm.units[-1, "tmem"] + self.model.tmem_latency)
         elif verb == "wait":
             return self._until(warp, now, warp.tmem, "tensor memory")
         return now

@@ -2,7 +2,8 @@
 
 PTX comes in the order of the source, often one long chain after another. ptxas interleaves what is
 independent; here a list schedule by the longest path to the end of the block stands for it. What
-synchronises, or starts something asynchronous, stays where it is, and nothing moves across it.
+synchronises, or starts something asynchronous, stays where it is, and nothing moves across it; but
+arithmetic does move across stores to tensor memory, in ptxas's output too, up to the wait for them.
 Register pressure is left out of account.
 """
 
@@ -28,12 +29,18 @@ def _segments(costs: Sequence[Cost]) -> Iterator[tuple[list[Cost], Cost | None]]
     """What may be reordered, and the instruction behind it that may not move."""
     segment: list[Cost] = []
     for cost in costs:
-        if cost.special or cost.instr.op in ("bra", "brx", "ret", "exit") or cost.unit == "global":
+        if _stays(cost):
             yield segment, cost
             segment = []
         else:
             segment.append(cost)
     yield segment, None
+
+
+def _stays(cost: Cost) -> bool:
+    if cost.unit == "tmem":
+        return cost.instr.parts[1] != "st"
+    return cost.special or cost.unit == "global" or cost.instr.op in ("bra", "brx", "ret", "exit")
 
 
 def _list_schedule(segment: Sequence[Cost]) -> list[Cost]:
