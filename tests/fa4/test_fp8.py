@@ -96,8 +96,8 @@ def test_ptx_is_what_the_tiles_imply():
     products = re.findall(r"tcgen05\.mma\.cta_group::1\.kind::(\w+)\S* \[%r\d+\], (\[?%)", ptx)
     assert {kind for kind, _ in products} == {"f8f6f4"}
     from_tmem = sum(operand.startswith("[") for _, operand in products)
-    assert from_tmem == config.tile_n // 32
-    assert len(products) - from_tmem == 2 * config.padded_d // 32
+    assert from_tmem == config.num_q_tiles * config.tile_n // 32
+    assert len(products) - from_tmem == config.num_q_tiles * config.padded_d // 32
     assert "prmt" not in ptx and "stmatrix" not in ptx and "ldmatrix" not in ptx
     # Each chunk of 32 scores is 16 conversions of two; twice, with and without a mask.
     assert ptx.count("cvt.rn.satfinite.e4m3x2.f32") == 2 * config.tile_n // 2
