@@ -1,7 +1,7 @@
 """FA3's synchronisation is needed, all of it: whatever is left out or changed, it shows.
 
-The surveys of every fault, of a persistent and of a single-tile kernel, are marked slow. What runs
-by default is a fixed part of the first: every eighth fault of each kind.
+The surveys of every fault, of a persistent and of a single-tile kernel, are marked slow, which
+``tools/dev.py test`` leaves out; it runs a fixed part of the first: every eighth fault of a kind.
 """
 
 from __future__ import annotations
