@@ -48,6 +48,10 @@ class Lifetimes(Subsystem):
         self.wave = wave
         self.visits: dict[int, dict[tuple[int, int, int], Visit]] = {}
         self._follows = False
+        # Relaxed arrivals may stand for an order that clocks do not show: nothing is judged then.
+        self._judges = not any(
+            instr.op == "mbarrier" and "relaxed" in instr.parts for instr in wave.kernel.body
+        )
 
     @property
     def clocks(self) -> Clocks | None:
@@ -64,7 +68,7 @@ class Lifetimes(Subsystem):
     ) -> None:
         """A warp of the CTA in ``slot`` accesses the shared memory of the one in ``target``."""
         clocks = self.clocks
-        if clocks is None:
+        if clocks is None or not self._judges:
             return
         if not self._follows:  # what was noted means nothing once the clocks start afresh
             self.wave.shared_state["shared-shadow"].followers.append(self.visits.clear)
