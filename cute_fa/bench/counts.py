@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from cute_fa.bench.model import ModelledForward
-from cute_fa.problem import AttentionProblem
+from cute_fa.problem import DTYPE_BYTES, AttentionProblem
 from cute_fa.sim.timeline import MachineModel
 
 TILE = 128
 CLASSES = ("mufu", "fma", "alu", "convert", "wgmma", "mma", "tcgen05_mma", "barrier", "mbarrier")
+
+
+def tensor_flops(model: MachineModel, p: AttentionProblem) -> int:
+    """Peak FLOP per cycle and SM for the problem's dtype."""
+    return model.tensor_flops[8 * DTYPE_BYTES[p.dtype]]
 
 
 def roofline(model: MachineModel, p: AttentionProblem) -> dict[str, float]:
@@ -21,9 +26,9 @@ def roofline(model: MachineModel, p: AttentionProblem) -> dict[str, float]:
     memory); mma.sync takes all operands through registers, so that there it is no bound.
     """
     flops = 2 * TILE * TILE * (p.head_dim + p.head_dim_v)
-    operands = 2 * (TILE * p.head_dim + TILE * p.head_dim + TILE * p.head_dim_v)
+    operands = DTYPE_BYTES[p.dtype] * TILE * (2 * p.head_dim + p.head_dim_v)
     return {
-        "tensor core": flops / model.tensor_flops[16],
+        "tensor core": flops / tensor_flops(model, p),
         "exponentials": TILE * TILE / model.results["mufu"],
         "shared memory": operands / model.shared_bytes,
     }
@@ -78,7 +83,7 @@ def count(forward: ModelledForward) -> dict[str, Any]:
         "modelled": {
             "ctas_on_the_sm": len(forward.ctas),
             "cycles_per_tile": timeline.cycles / modelled_tiles,
-            "share_of_tensor_peak": flops_per_cycle / model.tensor_flops[16],
+            "share_of_tensor_peak": flops_per_cycle / tensor_flops(model, p),
             "tflops_if_every_sm_did": flops_per_cycle * model.sm_count * model.clock_ghz * 1e-3,
             "units": dict(timeline.units),
             "roles": timeline.roles(forward.roles),
