@@ -128,8 +128,9 @@ def test_plan(head_dim, head_dim_v):
     )
     assert got == TABLE[head_dim, head_dim_v]
     assert (config.out_dtype, config.has_own_o) == ("bfloat16", True)
-    # P ends with its S, and is at most 2^8.
-    assert config.tmem_map.p[0] + config.tile_n // 4 == config.tmem_map.s[1]
+    # P begins with its S, and is at most 2^8.
+    assert config.tmem_map.p == config.tmem_map.s
+    assert config.tmem_map.p_columns == config.tile_n // 4
     assert config.p_exponent + config.rescale_threshold == 8.0
     with pytest.raises(InvalidArgumentError, match=r"0 to 0: P of up to 2\^8"):
         replace(config, rescale_threshold=1.0)
