@@ -17,17 +17,6 @@ _WARP = 32
 _REGISTER_STEP = 8
 _PARTITIONS = 4
 _SMEM_STEP = 128
-_MAX_BLOCKS = {
-    (8, 0): 32,
-    (8, 6): 16,
-    (8, 7): 16,
-    (8, 9): 24,
-    (9, 0): 32,
-    (10, 0): 32,
-    (10, 3): 32,
-    (12, 0): 24,
-    (12, 1): 24,
-}
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,7 @@ def occupancy(
         "threads": target.max_threads_per_sm // (warps * _WARP),
         "registers": resident_warps // warps,
         "shared memory": target.smem_per_sm_bytes // smem,
-        "blocks": _MAX_BLOCKS[target.compute_capability],
+        "blocks": target.max_blocks_per_sm,
     }
     limited_by = min(limits, key=limits.__getitem__)
     return Occupancy(limits[limited_by], limited_by, limits)
