@@ -49,7 +49,10 @@ def test_sass(cute_fa, capsys: pytest.CaptureFixture[str]) -> None:
         assert code == 0 and "HMMA.16816" in sass
 
 
-def test_only_one_form_at_a_time() -> None:
+def test_only_one_form_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["inspect", *SMALL, "--ptx", "--json"])
+        main(["inspect", *SMALL, "--ptx", "--sass"])
     assert caught.value.code == 2
+    assert "--sass: not allowed with argument --ptx" in capsys.readouterr().err
+    assert main(["inspect", *SMALL, "--ptx", "--json"]) == 2
+    assert "--json: not allowed with argument --ptx" in capsys.readouterr().out
