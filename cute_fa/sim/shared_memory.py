@@ -79,8 +79,9 @@ class SharedMemory(Subsystem):
             ranks = (addresses >> addresses.dtype.type(RANK_SHIFT)).astype(np.int64)
             if int(ranks.max()) >= self.wave.cluster_size:
                 faulty = ranks >= self.wave.cluster_size
-                ranks[faulty] = 0
             slots = self._cluster_first[:, c0:c1] + ranks
+            if faulty is not None:  # there is no such CTA: as if it were the own one
+                slots = np.where(faulty, self._slots[:, c0:c1], slots)
             self._check_peers(ctx, slots, addresses)
             rows = slots * self.row_bytes
         low, high = int(offsets.min()), int(offsets.max())
