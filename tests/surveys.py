@@ -175,8 +175,8 @@ _IN_ORDER = (
     "it first, only delays."
 )
 _NO_KEYS = (
-    "MMA's wait for Q of a tile without keys: it multiplies nothing, and the correction waits for "
-    "the same bytes before it puts O in their place."
+    "MMA's waits for the two Q tiles of a row tile without keys: it multiplies nothing, and the "
+    "correction waits for the same bytes before it puts O in their place."
 )
 FA4_PERSISTENT = KernelSurvey(
     "fa4",
@@ -190,9 +190,9 @@ FA4_PERSISTENT = KernelSurvey(
             1,
             "A hint: it lets other CTAs of the SM allocate, and there are none.",
         ),
-        Redundant("wait", r"mbarrier\.try_wait\..*", 1, _NO_KEYS),
-        Redundant("parity", r"mbarrier\.try_wait\..*", 1, _NO_KEYS),
-        Redundant("stage", r"mbarrier\..*", 4, _IN_ORDER + " " + _NO_KEYS),
+        Redundant("wait", r"mbarrier\.try_wait\..*", 2, _NO_KEYS),
+        Redundant("parity", r"mbarrier\.try_wait\..*", 2, _NO_KEYS),
+        Redundant("stage", r"mbarrier\..*", 5, _IN_ORDER + " " + _NO_KEYS),
     ),
     has_strict_rules=True,
 )
