@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,8 @@ def count(forward: ModelledForward) -> dict[str, Any]:
     tiles = scores / TILE**2
     counters = launch.counters
     shared = counters.shared_bytes_read + counters.shared_bytes_written
-    replayed = len(forward.ctas) / launch.ctas
+    sms = math.prod(launch.cluster)  # each CTA of a cluster has one
+    replayed = len(forward.ctas) / launch.ctas / sms
     modelled_tiles = tiles * replayed
     flops_per_cycle = counters.mma_flops * replayed / timeline.cycles
     model = timeline.model
@@ -81,7 +83,7 @@ def count(forward: ModelledForward) -> dict[str, Any]:
         "spill_bytes": resources.spill_store_bytes + resources.spill_load_bytes,
         "roofline_cycles_per_tile": roofline(model, p),
         "modelled": {
-            "ctas_on_the_sm": len(forward.ctas),
+            "ctas_on_the_sm": len(forward.ctas) // sms,
             "cycles_per_tile": timeline.cycles / modelled_tiles,
             "share_of_tensor_peak": flops_per_cycle / tensor_flops(model, p),
             "tflops_if_every_sm_did": flops_per_cycle * model.sm_count * model.clock_ghz * 1e-3,

@@ -53,6 +53,16 @@ def test_as_many_ctas_are_replayed_as_share_an_sm(forward):
     assert list(forward.roles) == ["all"]
 
 
+def test_ctas_of_a_pair_are_on_two_sms():
+    wide = AttentionProblem(1, 256, 256, 1, 1, 256, 256, "bfloat16")
+    row = count(model_forward(wide, "fa4", "sm_100a"))
+    modelled = row["modelled"]
+    assert modelled["ctas_on_the_sm"] == 1
+    share = modelled["share_of_tensor_peak"]
+    assert share == pytest.approx(modelled["units"]["tensor core"], rel=1e-6)
+    assert 2048 / modelled["cycles_per_tile"] == pytest.approx(share, rel=1e-6)
+
+
 def test_table_and_picture(forward):
     row = count(forward)
     text = table([row, row])
