@@ -133,7 +133,7 @@ FA3_PERSISTENT = KernelSurvey(
 FA3_SINGLE = replace(
     FA3_PERSISTENT,
     problems=(_SINGLE,),
-    plan=FA3_PERSISTENT.plan | {"is_persistent": False},
+    plan=FA3_PERSISTENT.plan | {"is_persistent": False, "has_own_o": False},
     redundant=(
         replace(
             _STRIP_BARRIER,
@@ -143,7 +143,11 @@ FA3_SINGLE = replace(
             "complete; groups of a warpgroup complete as a whole and in order, so S = Q Kᵀ, which "
             "reads Q for all four warps, was complete before.",
         ),
-        _LAST_TURN,
+        replace(
+            _LAST_TURN,
+            at_most=2,
+            why=_LAST_TURN.why + " And turns order nothing but who issues products first.",
+        ),
         Redundant("wait", r"mbarrier\.try_wait\S* P1, \[%r\], 1, 10000000", 1, _FIRST_WAIT),
         Redundant(
             "stage",
@@ -151,6 +155,7 @@ FA3_SINGLE = replace(
             1,
             _FIRST_WAIT + " The other slot's barrier is as fresh.",
         ),
+        FA3_PERSISTENT.redundant[-1],
         Redundant(
             "arrive",
             r"mbarrier\.arrive\.shared\.b64 %rd, \[%r\+\d+\], %r",
