@@ -14,7 +14,6 @@ import numpy as np
 from cute_fa import ptx
 from cute_fa.sim.async_shadow import AsyncShadow
 from cute_fa.sim.isa import Decoded, Mask, Subsystem, effect, subsystem
-from cute_fa.sim.isa.barrier import Fence
 from cute_fa.sim.mbarriers import Mbarriers
 from cute_fa.sim.tensor_memory import TensorMemory
 
@@ -60,15 +59,26 @@ class ReleaseFences(Subsystem):
         return tensor.relaxed_arrival(slot, warp, known) if tensor.active else known
 
 
+@effect("membar", "fence")
+class Fence(Decoded):
+    """Fences that nothing asks for: memory effects are visible in program order anyway."""
+
+    counter_class = "fence"
+
+    def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
+        return None
+
+
 @effect("fence.mbarrier_init", "fence.acq_rel", "fence.sc", "membar.cta", "membar.gl", "membar.sys")
-class MemoryFence(Fence):
+class MemoryFence(Decoded):
     """``fence.sem.scope``, ``membar.level`` and ``fence.mbarrier_init.release.cluster``.
 
     The last one speaks for initialisations of mbarriers only; here it counts as a full fence.
     """
 
+    counter_class = "fence"
+
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
-        super().run(ctx, mask, *sources)
         if self.instr.parts[1] == "mbarrier_init":
             active = ctx.lanes.dense_mask() if mask is None else mask
             ctx.subsystem(Mbarriers.name).fence(ctx.rect, active.any(axis=-1))
