@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -26,8 +27,15 @@ COMMANDS = [
 def test_python_examples_run(number: int, tmp_path: Path) -> None:
     script = tmp_path / "example.py"  # a file, because the DSL reads the source of what it compiles
     script.write_text(PYTHON[number])
+    # From the checkout, whether or not the package is installed.
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     result = subprocess.run(
-        [sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True, timeout=240
+        [sys.executable, str(script)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert result.returncode == 0, result.stderr
 
