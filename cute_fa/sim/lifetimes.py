@@ -4,6 +4,7 @@ An access from another CTA has to come before that (PTX ISA, "cluster of coopera
 arrays": the target CTA must not have exited). Whether it did by chance depends on the schedule; so
 it is also asked, when a CTA exits, whether something orders the accesses before: a clock that one
 of its warps has seen, or, for an arrival at one of its mbarriers, that the phase was waited for.
+That a later relaxed arrival was seen is neither: it orders nothing that came before it (9.7.13.15).
 """
 
 from __future__ import annotations
@@ -48,10 +49,6 @@ class Lifetimes(Subsystem):
         self.wave = wave
         self.visits: dict[int, dict[tuple[int, int, int], Visit]] = {}
         self._follows = False
-        # Relaxed arrivals may stand for an order that clocks do not show: nothing is judged then.
-        self._judges = not any(
-            instr.op == "mbarrier" and "relaxed" in instr.parts for instr in wave.kernel.body
-        )
 
     @property
     def clocks(self) -> Clocks | None:
@@ -68,7 +65,7 @@ class Lifetimes(Subsystem):
     ) -> None:
         """A warp of the CTA in ``slot`` accesses the shared memory of the one in ``target``."""
         clocks = self.clocks
-        if clocks is None or not self._judges:
+        if clocks is None:
             return
         if not self._follows:  # what was noted means nothing once the clocks start afresh
             self.wave.shared_state["shared-shadow"].followers.append(self.visits.clear)

@@ -144,6 +144,51 @@ def test_a_cta_has_to_outlive_the_accesses_of_others(access: str, completion: st
     assert program(begin + access + SYNC, completion=completion).rules == []
 
 
+LAST_ARRIVALS = (
+    init(1)
+    + init(1, "+8")
+    + SYNC
+    + RANKS
+    + """
+    and.b32 %r16, %r13, -16777216;
+    and.b32 %r17, %smem, 16777215;
+    or.b32 %r16, %r16, %r17;
+    setp.ne.u32 %p1, %r10, 0;
+    @!%p1 bra TARGET;
+    @%p0 mbarrier.arrive.{first}.cluster.shared::cluster.b64 _, [%r16];
+    {between}
+    @%p0 mbarrier.arrive.{last}.cluster.shared::cluster.b64 _, [%r16+8];
+    exit;
+    TARGET:
+    """
+    + wait(0, "+8").replace("{", "{{").replace("}", "}}")
+)
+"""CTA 1 arrives at two barriers of CTA 0, which waits for the second one and exits."""
+
+
+@POLICIES
+@pytest.mark.parametrize(
+    ("first", "between", "last", "rules"),
+    [
+        ("release", "", "release", []),
+        ("relaxed", "", "release", []),
+        ("relaxed", "fence.acq_rel.cluster;", "relaxed", []),
+        ("relaxed", "", "relaxed", ["exited-cta-access"]),
+        ("release", "", "relaxed", ["exited-cta-access"]),
+    ],
+)
+def test_a_relaxed_arrival_orders_no_earlier_arrival_before_an_exit(
+    completion: str, first: str, between: str, last: str, rules: list[str]
+) -> None:
+    """PTX ISA 9.7.13.15: ``.relaxed`` provides no ordering; that the second arrival was seen
+    does not mean that the first one has been performed."""
+    body = LAST_ARRIVALS.format(first=first, between=between, last=last)
+    got = program(body, cluster=2, ctas=2, completion=completion)
+    assert got.rules == rules
+    if rules:
+        assert got.launch.hazards[0].ptx_line == got.line(f"mbarrier.arrive.{first}")
+
+
 @pytest.mark.parametrize("bug", BUGS)
 def test_bugs_are_reported(bug: str) -> None:
     rule, body = BUGS[bug]
