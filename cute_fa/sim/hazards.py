@@ -108,6 +108,12 @@ _RULES = (
         optional=True,
     ),
     Rule(
+        "missing-tensormap-fence",
+        ERROR,
+        "a tensor map that the kernel has changed is used without its proxy fences in between",
+        optional=True,
+    ),
+    Rule(
         "unfenced-async-overwrite",
         # The mbarrier that hands the bytes back orders the two for all that is known of hardware,
         # and the usual pipelines of TMA and ldmatrix have no fence there.

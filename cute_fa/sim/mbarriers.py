@@ -387,7 +387,11 @@ class Mbarriers(Subsystem):
             tensor = self.wave.shared_state["tensor-memory"].shadow
             if tensor.active:
                 tensor.waited(slot, members, bar.released, bar.unfenced, relaxed=relaxed)
-        if bar.released is not None and not relaxed:
+        if bar.released is None:
+            return
+        if relaxed:
+            self.wave.shared_state["fences"].observe(slot, members, bar.released)
+        else:
             warps = np.zeros((clocks.rows, 1), bool)
             warps[: len(members), 0] = members
             clocks.acquire((0, clocks.rows, slot, slot + 1), bar.released[None], warps)

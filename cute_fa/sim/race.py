@@ -51,6 +51,7 @@ class Clocks:
         engines: asynchronous agents per CTA; agent rows ``warps …``.
         proxies: also keep what is ordered by a proxy fence: ``seen`` then has ``agents`` more
             columns, which travel with releases and acquires (see :meth:`fence`).
+        maps: the same for fences between the generic and the tensor map proxy.
         announced: also keep what warps pass on of tensor memory behind a fence, in as many.
         tensor: also keep what is ordered for accesses to tensor memory, in ``agents`` columns more:
             at least what is ordered for others, since tensor memory has fences of its own, and
@@ -60,7 +61,8 @@ class Clocks:
         rows: agents per CTA.
         agents: agents per cluster: agent ``row + rank * rows``.
         columns: entries per agent in ``seen``: ``agents`` for each kind of order.
-        fenced, tensor: the columns of ``seen`` about proxy fences and tensor memory; None without.
+        fenced, maps, tensor: the columns of ``seen`` about fences of the async and the tensor map
+            proxy, and about tensor memory; None without.
         announced: the columns of what each agent passes on as behind a ``tcgen05`` fence.
         agent: id of each row and slot, uint32 ``(rows, R)``.
         seen: uint32 ``(rows, R, agents)``; an agent's own entry is ``IN_FLIGHT``: always ordered.
@@ -76,6 +78,7 @@ class Clocks:
         proxies: bool = False,
         tensor: bool = False,
         announced: bool = False,
+        maps: bool = False,
     ) -> None:
         self.rows = warps + engines
         self.agents = self.rows * cluster_size
@@ -84,6 +87,7 @@ class Clocks:
         self.agent = rows + ranks.astype(np.uint32)[None] * np.uint32(self.rows)
         self.columns = self.agents
         self.fenced = self._more_columns(proxies)
+        self.maps = self._more_columns(maps)
         self.tensor = self._more_columns(tensor)
         self.announced = self._more_columns(announced)
         self.seen = np.zeros((self.rows, slots, self.columns), np.uint32)
@@ -176,14 +180,17 @@ class Clocks:
             np.maximum(seen, snapshot[None], out=seen, where=members[..., None])
         self.floor[r0:r1, c0:c1] = seen[..., : self.agents].min(axis=-1)
 
-    def fence(self, rect: Rect, members: np.ndarray) -> None:
-        """A proxy fence: what is ordered before the agents now is so for the async proxy too."""
+    def fence(self, rect: Rect, members: np.ndarray, columns: slice) -> None:
+        """A proxy fence: what is ordered before the agents now is so for another proxy too.
+
+        Args:
+            columns: those of the proxy, ``fenced`` or ``maps``.
+        """
         r0, r1, c0, c1 = rect
         self._events.append(_NO_INSTRUCTION)
         limit = np.uint32(len(self._events) * self.agents)
         seen = self.seen[r0:r1, c0:c1]
         own = self._own[r0:r1, c0:c1, : self.agents]
         known = np.where(own, limit, seen[..., : self.agents])
-        assert self.fenced is not None
-        fenced = seen[..., self.fenced]
+        fenced = seen[..., columns]
         np.maximum(fenced, known, out=fenced, where=members[..., None])

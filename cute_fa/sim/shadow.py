@@ -25,6 +25,8 @@ from cute_fa.sim.accesses import is_strong, shared_access_bytes
 from cute_fa.sim.engines import engine_rows, uses_tensor_memory
 from cute_fa.sim.isa import Subsystem, subsystem
 from cute_fa.sim.race import IN_FLIGHT, LIVE_BARRIER, NEVER, Clocks
+from cute_fa.sim.tensor_map_changes import RULE as MAP_RULE
+from cute_fa.sim.tensor_map_changes import changes_maps
 from cute_fa.sim.tensor_stamps import RULES as TENSOR_RULES
 from cute_fa.sim.tensor_stamps import STRICT_RULE
 
@@ -39,6 +41,7 @@ RULES = (
     "overwrite-while-reading",
     "missing-proxy-fence",
     "unfenced-async-overwrite",
+    MAP_RULE,
 )
 
 Mask = np.ndarray | None
@@ -90,6 +93,7 @@ class SharedShadow(Subsystem):
             proxies=engines > 0,
             tensor=tensor,
             announced=tensor and STRICT_RULE in wanted,
+            maps=MAP_RULE in wanted and changes_maps(wave.kernel),
         )
         self._granules = wave.smem.nbytes // granule
         self._writes = np.full(self._granules, NEVER, np.uint32)

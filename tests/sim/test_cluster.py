@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cute_fa.errors import UnsupportedError
 from tests.sim.test_mbarrier import init, wait
 from tests.sim.tiny import Result, run
 
@@ -105,6 +106,84 @@ def test_relaxed_arrivals_order_nothing_but_what_a_fence_orders() -> None:
     read = "ld.shared::cluster.u32 %r17, [%r13];\n" + SYNC
     assert program(store + relaxed + read).rules == ["shared-race"]
     assert program(store + "fence.acq_rel.cluster;\n" + relaxed + read).rules == []
+
+
+HAND_OVER = (
+    init(32)
+    + SYNC
+    + """
+    shl.b32 %r14, %tid, 2; add.u32 %r15, %smem, %r14;
+    and.b32 %r16, %smem, 16777215;
+    mov.u32 %r10, %cluster_ctarank;
+    setp.eq.u32 %p1, %r10, 0;
+    @!%p1 bra READER;
+    mapa.shared::cluster.u32 %r13, %r15, 1;
+    mapa.shared::cluster.u32 %r17, %smem, 1;
+    st.shared::cluster.u32 [%r13+1024], %tid;
+    {before}
+    mbarrier.arrive.{arrive}.cluster.shared::cluster.b64 _, [%r17];
+    bra END;
+    READER:
+    """
+    + wait(0).replace("{", "{{").replace("}", "}}").replace(".parity", ".parity.{wait}.cluster")
+    + """
+    {behind}
+    ld.shared.u32 %r18, [%r15+1024]; st.global.u32 [%out], %r18;
+    END:
+    """
+    + SYNC
+)
+"""CTA 0 writes to the memory of CTA 1 and arrives; CTA 1 waits and reads."""
+RESTRICTED = "fence.{}.sync_restrict::shared::{}.cluster;"
+
+
+@pytest.mark.parametrize(
+    ("before", "arrive", "waits", "behind", "ordered"),
+    [
+        ("", "release", "acquire", "", True),
+        ("", "release", "relaxed", "", False),
+        ("", "release", "relaxed", "fence.acq_rel.cluster;", True),
+        ("", "release", "relaxed", "fence.acquire.cluster;", True),
+        ("", "release", "relaxed", "fence.cluster;", True),
+        ("", "release", "relaxed", "fence.release.cluster;", False),
+        ("", "relaxed", "acquire", "", False),
+        ("fence.release.cluster;", "relaxed", "acquire", "", True),
+        ("fence.acquire.cluster;", "relaxed", "acquire", "", False),
+        (
+            RESTRICTED.format("release", "cta"),
+            "relaxed",
+            "relaxed",
+            RESTRICTED.format("acquire", "cluster"),
+            True,
+        ),
+        (RESTRICTED.format("release", "cta"), "relaxed", "relaxed", "", False),
+    ],
+)
+@POLICIES
+def test_fences_make_relaxed_operations_release_and_acquire(
+    completion: str, before: str, arrive: str, waits: str, behind: str, ordered: bool
+) -> None:
+    """PTX ISA 8.8: fence, then strong write; strong read, then fence."""
+    body = HAND_OVER.format(before=before, arrive=arrive, wait=waits, behind=behind)
+    got = program(body, cluster=2, ctas=2, completion=completion)
+    assert got.rules == ([] if ordered else ["shared-race"])
+    assert got.out[32:, 0].tolist() == list(range(32))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "fence.relaxed.cluster;",
+        "fence.acquire.sync_restrict::shared::cta.cluster;",
+        "fence.mbarrier_init.acquire.cluster;",
+        "fence.proxy.async.local;",
+        "fence.proxy.async::generic.acquire.cluster;",
+        "fence.proxy.texture;",
+    ],
+)
+def test_fences_that_do_not_exist_are_refused(line: str) -> None:
+    with pytest.raises(UnsupportedError, match="fence"):
+        program(line)
 
 
 BUGS = {

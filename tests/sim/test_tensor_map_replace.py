@@ -91,9 +91,86 @@ def test_a_map_made_in_shared_memory_serves_a_copy(completion: str) -> None:
     assert (got[:4] == tensor.data[: 4 * 128].reshape(4, 128)).all() and not got[4:].any()
 
 
+RELEASE = "fence.proxy.tensormap::generic.release.gpu;\n"
+ACQUIRE = "fence.proxy.tensormap::generic.acquire.gpu [%in0], 128;\n"
+CHANGE = replaced("global_dim.b32 1", "4", ".global", "%in0") + "bar.warp.sync -1;\n"
+COPY = f"""
+    mov.u32 %r20, 0;
+    setp.eq.u32 %p2, %tid, {{thread}};
+    @%p2 mbarrier.arrive.expect_tx.shared.b64 _, [%smem+{BAR}], 1024;
+    @%p2 cp.async.bulk.tensor.2d.shared::cta.global.tile.mbarrier::complete_tx::bytes
+        [%smem], [%in0, {{{{%r20, %r20}}}}], [%smem+{BAR}];
+"""
+THREADS_MEET = "bar.sync 0;\n"
+FIRST_WARP, SECOND_WARP = (
+    f"setp.eq.u32 %p3, %warp, {warp};\n@!%p3 bra SKIP{warp};\n{{}}SKIP{warp}:\n"
+    for warp in range(2)
+)
+IN_ANOTHER_WARP = {
+    "the reader acquires": (None, RELEASE, THREADS_MEET, ACQUIRE),
+    "somebody else releases": (None, "", THREADS_MEET + RELEASE, ACQUIRE),
+    "the writer acquires": (None, RELEASE + ACQUIRE, THREADS_MEET, ""),
+    "no fences": ("generic.release", "", THREADS_MEET, ""),
+    "no release": ("generic.release", "", THREADS_MEET, ACQUIRE),
+    "no acquire": ("generic.acquire", RELEASE, THREADS_MEET, ""),
+    "an acquire before the release": ("generic.acquire", ACQUIRE + RELEASE, THREADS_MEET, ""),
+    "nothing orders the two": ("nothing orders", RELEASE, "", ACQUIRE),
+}
+
+
+@pytest.mark.parametrize("case", IN_ANOTHER_WARP)
+@pytest.mark.parametrize("completion", ["eager", "late", "random"])
+def test_a_change_has_to_be_fenced_before_another_warp_copies(case: str, completion: str) -> None:
+    """Warp 0 changes the map, warp 1 copies with it; fences at three places in between."""
+    words, by_writer, between, by_reader = IN_ANOTHER_WARP[case]
+    body = (
+        init(1, f"+{BAR}")
+        + FIRST_WARP.format(CHANGE + by_writer)
+        + between
+        + SECOND_WARP.format(by_reader + COPY.format(thread=32))
+        + wait(0, f"+{BAR}")
+    )
+    got = program(body, Tensor((64, 8), (64, 8)), threads=64, completion=completion, seed=1)
+    assert got.rules == ([] if words is None else ["missing-tensormap-fence"])
+    if words is not None:
+        first = got.launch.hazards[0]
+        lines = got.line("tensormap.replace"), got.line("cp.async.bulk.tensor")
+        assert words in first.message and first.other is not None
+        assert {first.ptx_line, first.other.ptx_line} == set(lines)
+
+
+def test_a_second_change_needs_its_own_fences() -> None:
+    fenced = CHANGE + RELEASE + ACQUIRE
+    begin = init(1, f"+{BAR}") + FIRST_WARP
+    end = COPY.format(thread=0) + wait(0, f"+{BAR}")
+    tensor = Tensor((64, 8), (64, 8))
+    again = program(begin.format(fenced + CHANGE) + end, tensor)
+    assert again.rules == ["missing-tensormap-fence"]
+    assert program(begin.format(fenced + CHANGE + RELEASE + ACQUIRE) + end, tensor).rules == []
+
+
+@pytest.mark.parametrize("acquire", [True, False])
+def test_a_copied_map_is_released_and_has_to_be_acquired(acquire: bool) -> None:
+    fence = "fence.proxy.tensormap::generic.acquire.cta [%in0], 128;\n" if acquire else ""
+    body = (
+        init(1, f"+{BAR}")
+        + IN_SHARED.replace("setp.eq.u32 %p0, %tid, 0;", "")
+        + replaced("global_dim.b32 1", "4", ".shared::cta", "%smem")
+        + "bar.warp.sync -1;\ntensormap.cp_fenceproxy.global.shared::cta.tensormap::generic"
+        + ".release.cta.sync.aligned [%in0], [%smem], 128;\n"
+        + fence
+        + COPY.format(thread=0).replace("[%smem],", "[%smem+1024],")
+        + wait(0, f"+{BAR}")
+    )
+    got = program(body, Tensor((64, 8), (64, 8)))
+    assert got.rules == ([] if acquire else ["missing-tensormap-fence"])
+
+
 @pytest.mark.parametrize(
     "line",
     [
+        "fence.proxy.tensormap::generic.acquire.gpu [%in0], 64;",
+        "fence.proxy.tensormap::generic.acq_rel.gpu;",
         "tensormap.replace.tile.swizzle_mode.shared::cta.b1024.b32 [%smem], 4;",
         "tensormap.replace.tile.colour.shared::cta.b1024.b32 [%smem], 4;",
         "tensormap.replace.tile.global_dim.shared::cta.b1024.b32 [%smem], %r1, %r2;",

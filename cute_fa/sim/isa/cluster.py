@@ -19,7 +19,7 @@ from cute_fa.sim.isa import (
     effect,
     subsystem,
 )
-from cute_fa.sim.isa.proxy import ReleaseFences
+from cute_fa.sim.isa.proxy import Fences
 
 if TYPE_CHECKING:
     from cute_fa.sim.lanes import LaneSet
@@ -146,7 +146,7 @@ class ClusterArrive(_ClusterBarrier):
                 strict=True,
             )
             return
-        fences: ReleaseFences = ctx.subsystem(ReleaseFences.name)
+        fences: Fences = ctx.subsystem(Fences.name)
         for w, c in np.argwhere(active.any(axis=-1)):
             known = fences.snapshot(c0 + int(c), w0 + int(w))
             if known is not None:

@@ -11,7 +11,7 @@ from cute_fa import ptx
 from cute_fa.sim import hazards
 from cute_fa.sim.async_shadow import report_warp
 from cute_fa.sim.isa import Decoded, Mask, WaitReason, effect, register_names
-from cute_fa.sim.isa.proxy import ReleaseFences
+from cute_fa.sim.isa.proxy import Fences
 from cute_fa.sim.mbarriers import Mbarrier, Mbarriers, pending_of
 from cute_fa.sim.tensor_memory import TensorMemory
 from cute_fa.sim.warp_flow import unsynchronised_arrivals
@@ -43,7 +43,7 @@ def knowledge_of(
 ) -> np.ndarray | None:
     """What one warp passes on when it arrives, ``(columns,)``; None without race checks."""
     if relaxed:
-        return ctx.subsystem(ReleaseFences.name).snapshot(slot, warp)
+        return ctx.subsystem(Fences.name).snapshot(slot, warp)
     clocks = ctx.subsystem(Mbarriers.name).areas.clocks
     return None if clocks is None else clocks.release((warp, warp + 1, slot, slot + 1))[0]
 

@@ -22,6 +22,7 @@ from cute_fa.sim.isa import Mask, effect
 from cute_fa.sim.isa.bulk_copy import BulkInstruction, Thread
 from cute_fa.sim.memory import Region
 from cute_fa.sim.tensor_map import TensorMap, expand
+from cute_fa.sim.tensor_map_changes import TensorMapChanges
 
 if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext
@@ -105,6 +106,8 @@ class TensorCopy(BulkInstruction):
 
     def _tensor(self, ctx: BlockContext, thread: Thread, address: int) -> TensorMap | None:
         """The tensor map at an address, if it is one for this instruction."""
+        changes: TensorMapChanges = ctx.subsystem(TensorMapChanges.name)
+        changes.use(ctx, thread[0], thread[1], address)
         try:
             tensor = map_at(ctx.wave, address)
         except InvalidArgumentError as error:

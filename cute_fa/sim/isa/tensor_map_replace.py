@@ -1,8 +1,9 @@
 """Tensor maps that a kernel changes: ``tensormap.replace`` (PTX ISA 9.7.9.28), its copy to global
-memory ``tensormap.cp_fenceproxy`` (9.7.13.16), and the fences between the two proxies.
+memory ``tensormap.cp_fenceproxy`` (9.7.13.16), and the fences between the two proxies (9.7.13.4).
 
 A map is changed in shared or global memory and read by tensor copies from global memory. The
-simulator carries everything out in program order; that the proxy fences are there is not checked.
+simulator carries everything out in program order; whether the fences are there that hardware needs
+is asked by :mod:`cute_fa.sim.tensor_map_changes`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from cute_fa.sim.isa import Decoded, Mask, effect
 from cute_fa.sim.memory import WORDS
 from cute_fa.sim.shared_memory import fault_of
 from cute_fa.sim.tensor_map import MAP_BYTES
+from cute_fa.sim.tensor_map_changes import TensorMapChanges
 
 if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext
@@ -85,6 +87,13 @@ class _MapAccess(Decoded):
                 ctx.wave.memory.scatter(addresses, CHUNK, values, lane, fault_of(ctx))
 
     @staticmethod
+    def note(ctx: BlockContext, at: tuple[int, ...], address: int, *, released: bool) -> None:
+        """The lane at a position of ``ctx.rect`` has changed a map in global memory."""
+        w0, _, c0, _ = ctx.rect
+        unit: TensorMapChanges = ctx.subsystem(TensorMapChanges.name)
+        unit.change(ctx, c0 + at[1], w0 + at[0], address, released=released)
+
+    @staticmethod
     def _load(ctx: BlockContext, space: str, address: int, lane: np.ndarray) -> np.ndarray:
         addresses = np.full(lane.shape, address, np.uint64)
         if space == "shared":
@@ -141,6 +150,8 @@ class Replace(_MapAccess):
             words = self.read(ctx, space, address, lane)
             put(words, self.field, self.ordinal, int(values[at]))
             self.write(ctx, space, address, lane, words)
+            if space == "global":
+                self.note(ctx, at, address, released=False)
 
 
 @effect("tensormap.cp_fenceproxy")
@@ -169,13 +180,33 @@ class CopyFenced(_MapAccess):
             seen.add(key)
             words = self.read(ctx, "shared", key[3], lane)
             self.write(ctx, "global", key[2], lane, words)
+            self.note(ctx, at, key[2], released=True)
 
 
-@effect("fence.proxy.tensormap", "fence.proxy.tensormap::generic")
+@effect("fence.proxy.tensormap::generic")
 class TensorMapFence(Decoded):
-    """``fence.proxy.tensormap::generic.{acquire|release}.scope``: nothing is left to order."""
+    """``fence.proxy.tensormap::generic.release.scope`` and ``….acquire.scope [addr], 128``."""
 
     counter_class = "fence"
 
+    def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
+        super().__init__(instr, kernel)
+        order = instr.parts[3]
+        self.acquires = order == "acquire"
+        if order not in ("acquire", "release") or len(instr.operands) != 2 * self.acquires:
+            raise self.unsupported("kind of proxy fence")
+        if self.acquires:
+            if self.literal(instr.operands[1], "a size") != MAP_BYTES:
+                raise self.unsupported("a size other than 128")
+            self.sources = instr.operands[:1]
+
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
-        return None
+        unit: TensorMapChanges = ctx.subsystem(TensorMapChanges.name)
+        active = ctx.lanes.dense_mask() if mask is None else mask
+        if not self.acquires:
+            unit.release(ctx, np.asarray(active.any(axis=-1)))
+            return
+        w0, _, c0, _ = ctx.rect
+        for w, c in np.argwhere(active.any(axis=-1)):
+            for address in np.unique(sources[0][w, c][active[w, c]]):
+                unit.acquire(ctx, c0 + int(c), w0 + int(w), int(address))
