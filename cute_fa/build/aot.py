@@ -44,7 +44,7 @@ class Written:
 
     Attributes:
         bundle: loaded from where it lies now.
-        left_out: what the presets ask for that no kernel serves.
+        left_out: what the presets ask for that no kernel serves, and useless candidates.
     """
 
     bundle: Bundle
@@ -124,7 +124,8 @@ def _names(archs: Sequence[str]) -> Iterable[str]:
 def _compile(
     selected: Sequence[Selected], jobs: int | None, progress: Progress | None
 ) -> tuple[list[tuple[Selected, Compiled]], tuple[LeftOut, ...]]:
-    """The kernels, and the candidates that the compiler refuses: others may win without them.
+    """The kernels, and the candidates that are not worth trying: those that the compiler refuses,
+    and those that spill registers, in whose hot loops nothing is to spare for local memory.
 
     Raises:
         CuteFAError: a default kernel does not compile.
@@ -133,16 +134,26 @@ def _compile(
     results = compile_many(requests, jobs=jobs, progress=progress, return_errors=True)
     kernels, failed = [], []
     for each, result in zip(selected, results, strict=True):
-        if not isinstance(result, CuteFAError):
-            kernels.append((each, result))
-        elif each.role == CANDIDATE:
+        reason = _not_worth_trying(result) if each.role == CANDIDATE else None
+        if reason is not None:
             what = f"{each.request.label} {dict(each.request.overrides)}"
-            failed.append(LeftOut(what, str(result)))
-        else:
+            failed.append(LeftOut(what, reason))
+        elif isinstance(result, CuteFAError):
             raise result
+        else:
+            kernels.append((each, result))
     if not kernels:
-        raise CompileError("no candidate compiles", got=failed[0].reason)
+        raise CompileError("no candidate is of use", got=failed[0].reason)
     return kernels, tuple(failed)
+
+
+def _not_worth_trying(result: Compiled | CuteFAError) -> str | None:
+    """Why a candidate is left out, or None."""
+    if isinstance(result, CuteFAError):
+        return str(result)
+    if result.resources.spills:
+        return f"it spills registers: {result.resources.stack_bytes} bytes of stack per thread"
+    return None
 
 
 def _add_kernel(folder: Path, selected: Selected, kernel: Compiled) -> dict[str, Any]:

@@ -213,8 +213,7 @@ class Bundle:
         return max(
             found,
             key=lambda kernel: (
-                get_target(kernel.arch).compute_capability,
-                kernel.target.is_architecture_specific,
+                specificity(kernel.target),
                 self.tuned.get(kernel.label) == kernel.name,
                 kernel.role == "default",
             ),
@@ -300,6 +299,11 @@ class Bundle:
         if wrong:
             raise _bad_tuned(path, f"{wrong[0]} is no kernel of the bundle for its label")
         return tuned, device
+
+
+def specificity(target: Target) -> tuple[Any, ...]:
+    """Orders architectures whose code runs on one GPU; its own is the greatest."""
+    return target.compute_capability, target.is_architecture_specific
 
 
 def check_driver(bundle: Bundle) -> tuple[int, int]:

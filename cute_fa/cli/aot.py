@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         return OK
     _print(written.bundle, document)
     if written.left_out:
-        print(f"left out: {len(written.left_out)} that no kernel serves (see the manifest)")
+        print(f"left out: {len(written.left_out)} not served, or of no use (see the manifest)")
     return OK
 
 

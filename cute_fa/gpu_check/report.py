@@ -119,6 +119,8 @@ class Report:
                 yield "  ".join(str(cell) for cell in cells)
         for choice in self.choices:
             yield f"tuned {choice.label}: {choice.kernel}, {choice.speedup:.3f} × the default"
+            changes = ", ".join(f"{name}={value}" for name, value in choice.changes.items())
+            yield f"  {changes or 'the default'}; {len(choice.trials)} were tried"
             for trial in choice.trials:
                 if trial.refused:
                     yield f"  not timed: {trial.kernel}: {trial.refused.splitlines()[0]}"

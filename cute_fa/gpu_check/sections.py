@@ -208,7 +208,12 @@ class Run:
 
             problems = self._settings.tuning_shapes or tune.tuning_shapes(kernels[0].variant)
             trials = tune.try_out(
-                kernels, problems, self._place, self._timer, about_to_call=about_to_call
+                kernels,
+                problems,
+                self._place,
+                self._timer,
+                about_to_call=about_to_call,
+                has_time=deadline.has_time,
             )
             self._require_device()
             self._tell(ChoiceMade(tune.choose(label, trials)))

@@ -1,15 +1,20 @@
 """Which candidate configuration of a kernel is the fastest here; ``tuned.json`` of a bundle.
 
-Candidates of one variant are checked and then timed in turn on the benchmark's shapes. The winner
-is the one with the smallest geometric mean of its medians; the default keeps its place unless
-another one beats it by more than ``MARGIN``.
+Candidates of one variant are checked and then timed in turn on the benchmark's shapes. Whoever is
+``FAR_BEHIND`` after a shape is dropped, so that many may compete. The winner is the one with the
+smallest geometric mean of its medians; the default keeps its place unless another one beats it by
+more than ``MARGIN``.
+
+A winner serves problems of its own variant only. Packed sequences compete on shapes of their own:
+how tiles fall on SMs decides there as much as the tiles themselves. Everything else, as float16 or
+windows, is served by what the rung's tile table says, into which the winners have to be written.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,13 +24,20 @@ from cute_fa.bench.providers import Ours, first_call, in_words
 from cute_fa.bench.shapes import Shape
 from cute_fa.bench.timing import Action, Policy, Timer, Timing, measure
 from cute_fa.bench.verify import verify
-from cute_fa.build.bundle import Bundle, BundleKernel
+from cute_fa.build.bundle import Bundle, BundleKernel, specificity
+from cute_fa.build.registry import GENERATIONS
 from cute_fa.gpu_check.place import OneKernel, Place, runnable
-from cute_fa.problem import KernelVariant
+from cute_fa.problem import DTYPE_BYTES, KernelVariant
 
 MARGIN = 0.01
-SEQLENS = (1024, 4096, 16384)
-TUNE_POLICY = Policy(warmup=2, rounds=12, seconds=1.5)
+FAR_BEHIND = 0.12
+"""How much longer than the fastest a candidate may take; a kernel that is best for short sequences
+only is rarely as far behind on long ones."""
+
+SEQLENS = (4096, 16384, 1024, 8192, 2048, 512)
+"""The first two tell most: neither the start of a launch nor one row tile more or less counts."""
+
+TUNE_POLICY = Policy(warmup=2, rounds=30, seconds=1.5)
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,7 @@ class Trial:
         config: its configuration's numbers.
         medians: seconds by shape.
         refused: why it was not timed, empty if it was.
+        dropped: how far behind it was when it was dropped, empty if it was not.
     """
 
     kernel: str
@@ -44,13 +57,14 @@ class Trial:
     config: Mapping[str, Any]
     medians: Mapping[str, float]
     refused: str = ""
+    dropped: str = ""
 
     @property
     def score(self) -> float:
         """Geometric mean of the medians; infinite if it was not timed on every shape."""
-        if self.refused or not self.medians:
+        if self.refused or self.dropped or not self.medians:
             return math.inf
-        return math.exp(sum(map(math.log, self.medians.values())) / len(self.medians))
+        return _geometric_mean(self.medians.values())
 
 
 @dataclass(frozen=True)
@@ -68,24 +82,60 @@ class Choice:
     speedup: float
     trials: tuple[Trial, ...]
 
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Fields of the winner's configuration that are not as the default has them."""
+        configs = {trial.kernel: trial.config for trial in self.trials}
+        own = next((trial.config for trial in self.trials if trial.role == "default"), {})
+        won = configs.get(self.kernel, {})
+        return {name: value for name, value in won.items() if own.get(name) != value}
+
 
 def competitions(bundle: Bundle, place: Place) -> dict[str, list[BundleKernel]]:
-    """Kernels by label, where there is more than one; dense ones, the default first."""
+    """Kernels by label, where there is more than one, and shapes to time them on; the default
+    first. What matters most comes first, as time may be short; code for older architectures, which
+    is not launched beside the GPU's own, is left out."""
+    kernels = runnable(bundle, place)
+    own: dict[tuple[str, KernelVariant], tuple[Any, ...]] = {}
+    for kernel in kernels:
+        key = kernel.generation, kernel.variant
+        own[key] = max(own.get(key, ()), specificity(kernel.target))
     found: dict[str, list[BundleKernel]] = {}
-    for kernel in runnable(bundle, place):
-        if not kernel.variant.is_varlen:
+    for kernel in sorted(kernels, key=_interest):
+        if specificity(kernel.target) == own[kernel.generation, kernel.variant]:
             found.setdefault(kernel.label, []).append(kernel)
     return {
-        label: sorted(kernels, key=lambda kernel: kernel.role != "default")
+        label: kernels
         for label, kernels in found.items()
-        if len(kernels) > 1
+        if len(kernels) > 1 and tuning_shapes(kernels[0].variant)
     }
 
 
+def _interest(kernel: BundleKernel) -> tuple[Any, ...]:
+    """Sorts kernels by variant: newer rungs, dense before packed, the papers' usual head dim,
+    inputs of 16 bits; then the default before candidates."""
+    v = kernel.variant
+    return (
+        -GENERATIONS.index(kernel.generation),
+        v.is_varlen,
+        v.head_dim != 128,
+        -DTYPE_BYTES[v.dtype],
+        v.head_dim,
+        kernel.label,
+        kernel.role != "default",
+    )
+
+
 def tuning_shapes(variant: KernelVariant) -> list[Shape]:
-    """The papers' shapes that the variant serves."""
+    """The benchmark's shapes that the variant serves, those that tell most in front."""
     v = variant
-    return shapes.paper_shapes([v.dtype], [v.head_dim], SEQLENS, [v.causal])
+    if v.is_varlen:
+        found = shapes.varlen_shapes(v.dtype)
+    elif v.head_dim in shapes.HEAD_DIMS:
+        found = shapes.paper_shapes([v.dtype], [v.head_dim], SEQLENS, [v.causal])
+    else:
+        found = []
+    return [shape for shape in found if shape.problem.variant == v]
 
 
 def try_out(
@@ -96,11 +146,13 @@ def try_out(
     policy: Policy = TUNE_POLICY,
     *,
     about_to_call: Callable[[str | None], None] = lambda kernel: None,
+    has_time: Callable[[], bool] = lambda: True,
 ) -> list[Trial]:
     """Check and time kernels that serve the same problems, in turn on each shape.
 
     Args:
         about_to_call: is told whose first call on a shape comes next; None when all are timed.
+        has_time: whether one more shape may be begun; the first one is in any case.
     """
     arch = place.target.arch if place.backend == "sim" else None
     providers = {
@@ -109,11 +161,14 @@ def try_out(
     }
     medians: dict[str, dict[str, float]] = {kernel.name: {} for kernel in kernels}
     refused: dict[str, str] = {}
-    for shape in problems:
+    dropped: dict[str, str] = {}
+    for number, shape in enumerate(problems):
+        if number and not has_time():
+            break
         inputs = make(shape, place.device)
         actions: dict[str, Action] = {}
         for name, provider in providers.items():
-            if name in refused:
+            if name in refused or name in dropped:
                 continue
             about_to_call(name)
             tried = _first_call(provider, shape, inputs)
@@ -130,10 +185,35 @@ def try_out(
         )
         for name, timing in timings.items():
             medians[name][shape.name] = timing.median
+        scores = {name: _geometric_mean(medians[name].values()) for name in timings}
+        defaults = {kernel.name for kernel in kernels if kernel.role == "default"}
+        dropped |= far_behind(scores, keep=defaults)
     return [
-        Trial(k.name, k.role, _numbers(k.config), medians[k.name], refused.get(k.name, ""))
-        for k in kernels
+        Trial(
+            kernel.name,
+            kernel.role,
+            _numbers(kernel.config),
+            medians[kernel.name],
+            refused.get(kernel.name, ""),
+            dropped.get(kernel.name, ""),
+        )
+        for kernel in kernels
     ]
+
+
+def far_behind(scores: Mapping[str, float], keep: Collection[str]) -> dict[str, str]:
+    """Who needs not be timed any further, and why.
+
+    Args:
+        scores: seconds by name.
+        keep: names that stay, as the default, which the winner is compared with.
+    """
+    best = min(scores.values(), default=math.inf)
+    return {
+        name: f"{score / best - 1:.0%} behind the best"
+        for name, score in scores.items()
+        if name not in keep and score > best * (1 + FAR_BEHIND)
+    }
 
 
 def _first_call(provider: Ours, shape: Shape, inputs: BenchInputs) -> Action | str:
@@ -167,6 +247,10 @@ def table(choices: Sequence[Choice], device: Mapping[str, Any]) -> str:
     """What ``tuned.json`` of a bundle holds."""
     document = {"device": dict(device), "choices": [asdict(choice) for choice in choices]}
     return json.dumps(document, indent=1)
+
+
+def _geometric_mean(values: Collection[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def _numbers(config: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from cute_fa import sim
 from cute_fa.build import aot, bundle, manifest, presets, registry
 from cute_fa.build.bundle import Bundle
 from cute_fa.build.compile import compile
+from cute_fa.build.resources import KernelResources
 from cute_fa.errors import (
     BundleError,
     CompileError,
@@ -448,8 +449,19 @@ def test_a_candidate_that_does_not_compile_is_left_out(
     [left_out] = made.document["left_out"]
     assert "'fault': 'raise'" in left_out["what"] and "broken" in left_out["reason"]
     preset(bad)
-    with pytest.raises(CompileError, match=r"no candidate compiles(.|\n)*broken"):
+    with pytest.raises(CompileError, match=r"no candidate is of use(.|\n)*broken"):
         write(archs=["sm_80"])
+
+
+def test_a_candidate_that_spills_is_left_out(
+    write: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A default that spills is what there is, and stays."""
+    monkeypatch.setattr(KernelResources, "spills", True)
+    made = write(archs=["sm_80"])
+    assert {kernel.role for kernel in made.kernels} == {"default"}
+    reasons = [each["reason"] for each in made.document["left_out"] if "factor" in each["what"]]
+    assert len(reasons) == 1 and "it spills registers" in reasons[0]
 
 
 def test_an_architecture_that_nothing_is_compiled_for(write: Callable[..., Bundle]) -> None:

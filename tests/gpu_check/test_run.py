@@ -60,7 +60,11 @@ def test_everything_on_the_simulator(
 
 
 def test_tuning_writes_a_table_that_is_used(
-    folder: Path, simulator: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    simulator: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The candidate is said to be twice as fast; from then on it is what runs, and is checked."""
     import shutil
@@ -103,6 +107,9 @@ def test_tuning_writes_a_table_that_is_used(
     assert (choice.label, choice.kernel, choice.speedup) == (candidate.label, candidate.name, 2.0)
     assert {trial.config["tile_n"] for trial in choice.trials} == {32, 64}
     assert report.tuned == str(copy / TUNED)
+
+    run.show(report, as_json=False)
+    assert "tile_n=32; 2 were tried" in capsys.readouterr().out
 
     tuned = load_bundle(copy)
     assert tuned.kernel("fa2", "sm_80", candidate.variant).name == candidate.name
