@@ -30,12 +30,18 @@ MIN_SOFTCAP = 2.0**-100
 class KernelVariant:
     """What a forward kernel is specialised for; nothing here depends on a sequence length.
 
-    ``causal`` is a right window of 0 that kernels may treat specially; ``has_window_left`` and
-    ``has_window_right`` ask for the run-time bounds of a sliding window (``has_window_right``
-    is never set together with ``causal``). ``is_varlen`` kernels take packed sequences
-    (``cute_fa.varlen``), and with ``has_seqused_q``, ``has_seqused_k`` only the first rows of each.
-    ``packed_group`` query heads of a K/V head share a row tile, each query row becoming that many.
-    ``has_block_descales``: every 128 rows of FP8 inputs have a descale of their own, not each head.
+    Attributes:
+        dtype: of Q, K and V: "float16", "bfloat16", or "float8_e4m3fn" with O in bfloat16.
+        head_dim, head_dim_v: D and Dv, multiples of 8, in fp8 of 16, up to 256.
+        causal: bottom-right aligned; a right window of 0 that kernels may treat specially.
+        has_window_left, has_window_right: run-time bounds of a sliding window; a right one is never
+            there together with ``causal``.
+        has_softcap: scores pass through softcap·tanh(·/softcap).
+        is_varlen: packed sequences (``cute_fa.varlen``).
+        has_seqused_q, has_seqused_k: of which only the first rows of each count.
+        packed_group: query heads of a K/V head that share a row tile, each query row becoming that
+            many.
+        has_block_descales: every 128 rows of FP8 inputs have a descale of their own, not each head.
     """
 
     dtype: str

@@ -13,7 +13,8 @@ and dv, where V has one for all keys, multiplies O at the end. A dv[n] of each b
 block's P instead, as if its scores were greater by ln dv[n] (``BlockWeight``).
 
 P, at most 1, is rounded to e4m3, which has no numbers below 2⁻⁹. It is therefore kept 2⁸ times as
-large (2⁸ ≤ 448, the largest e4m3 number), and so is l: O / l stays as it is.
+large (``plan.FP8_P_EXPONENT``; 2⁸ ≤ 448, the largest e4m3 number), and so is l: O / l stays as it
+is.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from cute_fa.blocks.tma import panel_swizzle
 
 ELEMENT = cutlass.Float8E4M3FN
 PAIR = cutlass.Int16
-P_EXPONENT = 8.0
 
 
 def pairs_of(mX: cute.Tensor) -> cute.Tensor:

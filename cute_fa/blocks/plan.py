@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
-from cute_fa.blocks.tiles import PANEL_ELEMENT_BYTES, round_up
+from cute_fa.blocks.tiles import PANEL_ELEMENT_BYTES, round_up, tile_bytes
 from cute_fa.errors import InvalidArgumentError, UnsupportedError
 from cute_fa.problem import (
     DTYPE_BYTES,
@@ -26,6 +26,9 @@ from cute_fa.varlen import VarlenProblem
 
 DESCALE_ROWS = 128
 """Rows of a block that has a descale of its own; ``quant.BLOCK_ROWS``."""
+
+FP8_P_EXPONENT = 8.0
+"""P of a row's largest score, in log2 units: e4m3 has no numbers below 2⁻⁹ (``blocks.fp8``)."""
 
 MBARRIER_BYTES = 8
 REGISTERS_PER_SM = 65536
@@ -55,14 +58,8 @@ class ForwardPlan:
 
     Attributes:
         rung, dtypes: of the class: its name, and what its products take.
-        dtype: of Q, K and V: "float16", "bfloat16", or "float8_e4m3fn" with O in bfloat16.
-        head_dim, head_dim_v: D and Dv, multiples of 8, in fp8 of 16, up to 256; padded in shared
-            memory only.
-        is_causal: bottom-right aligned causal mask.
-        has_window_left, has_window_right: run-time window bounds.
-        has_softcap: scores pass through softcap·tanh(·/softcap).
-        is_varlen, has_seqused_q, has_seqused_k: packed sequences, and whether only the first rows
-            of each count.
+        dtype … has_seqused_k: as in ``KernelVariant``, whose ``causal`` is ``is_causal``. Head dims
+            are padded in shared memory only.
         smem_limit_bytes: shared memory that a CTA of the target may use.
     """
 
@@ -212,8 +209,8 @@ class TmaForwardPlan(ForwardPlan):
 
     Attributes:
         box_rows: of the class: rows of one TMA box of Q.
-        packed_group: query heads of a K/V head that share a row tile (``blocks.pack_gqa``).
-        has_block_descales: every 128 rows of fp8 inputs have a descale of their own.
+        packed_group, has_block_descales: as in ``KernelVariant``; see ``blocks.pack_gqa`` and
+            ``blocks.fp8``.
         tile_n: key columns of a tile.
         is_persistent: CTAs take one row tile after another (``blocks.tile_scheduler``).
         has_own_o: O has shared memory of its own, so that Q of the next tile can land while O is
@@ -290,6 +287,11 @@ class TmaForwardPlan(ForwardPlan):
         return is_fp8(self.dtype)
 
     @property
+    def p_exponent(self) -> float:
+        """P of a row's largest score so far is 2 to this power."""
+        return FP8_P_EXPONENT if self.is_fp8 else 0.0
+
+    @property
     def panel_d(self) -> int:
         """``padded_d`` in elements of 16 bits."""
         return self.padded_d * self.element_bytes // PANEL_ELEMENT_BYTES
@@ -298,6 +300,45 @@ class TmaForwardPlan(ForwardPlan):
     def panel_dv(self) -> int:
         """``v_columns`` in elements of 16 bits."""
         return self.v_columns * self.element_bytes // PANEL_ELEMENT_BYTES
+
+    @property
+    def smem_q_bytes(self) -> int:
+        """One box of Q: what its mbarrier waits for."""
+        return tile_bytes(self.box_rows, self.padded_d, self.element_bytes)
+
+    @property
+    def smem_o_bytes(self) -> int:
+        """One box of O."""
+        return tile_bytes(self.box_rows, self.padded_dv, self.out_bytes)
+
+    @property
+    def smem_q_place_bytes(self) -> int:
+        """From one box of Q to the next; each place holds that box's O at the end, unless O has
+        places of its own."""
+        if self.has_own_o:
+            return self.smem_q_bytes
+        return max(self.smem_q_bytes, self.smem_o_bytes)
+
+    @property
+    def smem_q_and_o_bytes(self) -> int:
+        """A box of Q and that of its O."""
+        return self.smem_q_place_bytes + (self.smem_o_bytes if self.has_own_o else 0)
+
+    @property
+    def q_and_o_columns(self) -> str:
+        """The same of one row, in elements of Q, as messages write it."""
+        q, o = self.padded_d, self.padded_dv * self.out_bytes // self.element_bytes
+        return f"({q} + {o})" if self.has_own_o else f"{max(q, o)}"
+
+    @property
+    def smem_k_bytes(self) -> int:
+        """One tile of K, or what each CTA of a cluster holds of it."""
+        return tile_bytes(self.k_rows, self.padded_d, self.element_bytes)
+
+    @property
+    def smem_v_bytes(self) -> int:
+        """One tile of V, or what each CTA of a cluster holds of it."""
+        return tile_bytes(self.tile_n, self.v_columns, self.element_bytes)
 
     @property
     def key_bytes(self) -> int:

@@ -32,15 +32,12 @@ DTYPES = {
 }
 
 
-def fake_forward_arguments(
-    config: ForwardPlan, workspace: tuple[tuple[str, tuple[object, ...]], ...] = ()
-) -> tuple:
-    """Arguments of a forward kernel, in the module's order.
+def fake_forward_arguments(config: ForwardPlan) -> tuple:
+    """Symbolic arguments to compile a forward kernel with, in the module's order.
 
     mQ, mK, mV and mO have a unit last stride and other strides in multiples of 16 bytes, 64 bits
-    wide; the LSE and the ``workspace`` are fp32 and contiguous. ``workspace`` lists tensors by the
-    dense shape, with "B", "Sq", "Hq", "Dv" as symbols; a varlen kernel's have no "B", and Tq for
-    "Sq". The lengths are int32: cu_seqlens (B + 1,) and seqused (B,) contiguous, max_seqlen_q.
+    wide; the LSE and the ``config``'s workspace are fp32 and contiguous. The lengths are int32:
+    cu_seqlens (B + 1,) and seqused (B,) contiguous, max_seqlen_q.
     """
     element = DTYPES[config.dtype]
     batch, seqlen_q, seqlen_k, heads_q, heads_k = (cute.sym_int() for _ in range(5))
@@ -56,11 +53,7 @@ def fake_forward_arguments(
         order = tuple(reversed(range(len(shape))))
         return make_fake_compact_tensor(dtype, shape, stride_order=order)
 
-    symbols = {"B": batch, "Sq": seqlen_q, "Hq": heads_q, "Dv": config.head_dim_v}
-    extra = (
-        contiguous(*(symbols[x] for x in shape if not (config.is_varlen and x == "B")))
-        for _, shape in workspace
-    )
+    workspace = config.workspace(batch, seqlen_q, heads_q)
     lengths: tuple = ()
     if config.is_varlen:
         borders = cute.sym_int()  # B + 1
@@ -92,7 +85,7 @@ def fake_forward_arguments(
         strided(seqlen_k, heads_k, config.head_dim_v),
         strided(seqlen_q, heads_q, config.head_dim_v, dtype=DTYPES[out_dtype(config.dtype)]),
         contiguous(*outer, heads_q, seqlen_q),
-        *extra,
+        *(contiguous(*buffer.shape) for buffer in workspace),
         cutlass.Float32(1.0),
         cutlass.Float32(0.0),
         cutlass.Int32(0),

@@ -31,7 +31,13 @@ from cutlass import cute
 from cute_fa.blocks.host import multiprocessor_count
 from cute_fa.blocks.launch_control import Answers
 from cute_fa.blocks.plan import TmaForwardPlan
-from cute_fa.blocks.seqlen import DenseSequences, PackedSequences
+from cute_fa.blocks.seqlen import (
+    DenseSequences,
+    PackedSequences,
+    Window,
+    num_sequences,
+    sequences,
+)
 from cute_fa.blocks.tiles import WARP_THREADS
 
 L2_SECTION_BYTES = 32 << 20
@@ -257,23 +263,20 @@ def _for_each_answer(
 
 
 def tile_schedule(
-    plan: TmaForwardPlan,
-    sequences: DenseSequences | PackedSequences,
-    batch: cutlass.Int32,
-    mQ: cute.Tensor,
-    mK: cute.Tensor,
+    plan: TmaForwardPlan, mQ: cute.Tensor, mK: cute.Tensor, window: Window, lengths: tuple
 ) -> TileSchedule:
     """The list of a launch; on the host.
 
     Args:
-        batch: sequences.
         mQ, mK: (B, S, H, D), or packed (T, H, D).
+        lengths: of packed sequences, as of ``blocks.seqlen.sequences``.
     """
+    launched, batch = sequences(mQ, mK, window, lengths), num_sequences(mQ, lengths)
     rows = plan.tile_queries
     heads = mQ.shape[-2] // plan.packed_group
     heads_per_kv = heads // mK.shape[-2]
-    is_packed = isinstance(sequences, PackedSequences)
-    longest = cute.ceil_div(sequences.max_seqlen_q, rows) * batch
+    is_packed = isinstance(launched, PackedSequences)
+    longest = cute.ceil_div(launched.max_seqlen_q, rows) * batch
     # A sequence of n rows has at most ⌊n / rows⌋ + 1 tiles, and no more than the longest has.
     tiles = cutlass.min(mQ.shape[0] // rows + batch, longest) if is_packed else longest
     tiles = tiles * heads
@@ -285,7 +288,7 @@ def tile_schedule(
     if is_packed:
         # Chance may give a CTA one tile more than its share: at most ``max_seqlen_q`` keys of a
         # query that sees as many. A start that overlaps is counted as one block.
-        is_balanced = sequences.max_seqlen_q // plan.tile_n * sms <= tiles
+        is_balanced = launched.max_seqlen_q // plan.tile_n * sms <= tiles
     elif plan.has_long_last_tiles:
         all_heads = heads * batch
         fitting = L2_SECTION_BYTES // plan.key_bytes // cutlass.max(mK.shape[1], 1)
@@ -300,7 +303,7 @@ def tile_schedule(
         others = tiles if is_packed else pairs
         ctas = cutlass.Int32(cutlass.select_(is_balanced, one_each, others))
     return TileSchedule(
-        sequences=sequences,
+        sequences=launched,
         batch=batch,
         heads=heads,
         heads_per_kv=heads_per_kv,

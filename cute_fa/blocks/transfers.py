@@ -11,7 +11,7 @@ from cute_fa.blocks.fp8 import PAIR, pairs_of
 from cute_fa.blocks.plan import TmaForwardPlan
 from cute_fa.blocks.signature import DTYPES
 from cute_fa.blocks.tiles import PANEL_ELEMENT_BYTES, SMEM_ALIGN_BYTES
-from cute_fa.blocks.tma import TmaTensor, tma_load, tma_store
+from cute_fa.blocks.tma import TmaTensor, shared_tiles, tma_load, tma_store
 
 
 @dataclass(frozen=True)
@@ -60,3 +60,26 @@ def allocate_panels(
     dtype = PAIR if plan.is_fp8 else DTYPES[plan.dtype]
     elements = num_bytes // PANEL_ELEMENT_BYTES
     return smem.allocate_array(dtype, elements, byte_alignment=SMEM_ALIGN_BYTES)
+
+
+def allocate_q_and_o(
+    smem: cutlass.memory.SmemAllocator, plan: TmaForwardPlan, count: int
+) -> tuple[cute.Pointer, cute.Tensor, cute.Tensor]:
+    """Shared memory for ``count`` boxes of Q and of O, which has Q's unless ``plan.has_own_o``.
+
+    Returns:
+        where Q begins, not swizzled; sQ (box, D, count); sO (box, Dv, count).
+    """
+    memory_q = allocate_panels(smem, plan, count * plan.smem_q_place_bytes)
+    memory_o, place_o_bytes = memory_q, plan.smem_q_place_bytes
+    if plan.has_own_o:
+        memory_o = allocate_panels(smem, plan, count * plan.smem_o_bytes)
+        place_o_bytes = plan.smem_o_bytes
+    memory_o = cute.recast_ptr(memory_o, dtype=DTYPES[plan.out_dtype])
+
+    def boxes(memory: cute.Pointer, columns: int, place_bytes: int) -> cute.Tensor:
+        place = place_bytes // PANEL_ELEMENT_BYTES
+        return shared_tiles(memory, plan.box_rows, columns, count, place)
+
+    sQ = boxes(memory_q, plan.panel_d, plan.smem_q_place_bytes)
+    return memory_q, sQ, boxes(memory_o, plan.padded_dv, place_o_bytes)

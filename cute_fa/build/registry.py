@@ -31,7 +31,6 @@ class KernelEntry:
         generation, direction: "fa1" … "fa4", "fwd" or "bwd".
         archs: the architectures it compiles for.
         kernel: "module:class"; ``class(config)`` is a ``@cute.jit`` callable.
-        arguments: "module:function"; ``function(config)`` gives the symbolic compile arguments.
         pick: "module:function"; ``function(variant, target)`` gives the config, or raises
             UnsupportedError. Its module imports no DSL.
         sources: packages or modules whose files decide what the kernel compiles to.
@@ -42,13 +41,13 @@ class KernelEntry:
             share row tiles; None for a kernel that does not pack them.
         exp2_error: relative error of its exponentials beyond a few fp32 roundings, which its LSE
             may show (``testing.check_attention``).
+        arguments: "module:function"; ``function(config)`` gives the symbolic compile arguments.
     """
 
     generation: str
     direction: str
     archs: tuple[str, ...]
     kernel: str
-    arguments: str
     pick: str
     sources: tuple[str, ...]
     summary: str
@@ -56,6 +55,7 @@ class KernelEntry:
     automatic: bool = True
     exp2_error: float = 0.0
     preference: str | None = None
+    arguments: str = "cute_fa.blocks.signature:fake_forward_arguments"
 
     @property
     def name(self) -> str:
@@ -153,7 +153,6 @@ KERNELS: tuple[KernelEntry, ...] = (
         direction="fwd",
         archs=COMPILED,
         kernel="cute_fa.fa1.fwd:Fa1Fwd",
-        arguments="cute_fa.fa1.fwd:fake_arguments",
         pick="cute_fa.fa1.config:pick_fwd",
         sources=("cute_fa.fa1", "cute_fa.blocks"),
         summary="K/V outer, Q inner; O and the softmax state live in HBM",
@@ -165,7 +164,6 @@ KERNELS: tuple[KernelEntry, ...] = (
         direction="fwd",
         archs=COMPILED,
         kernel="cute_fa.fa2.fwd:Fa2Fwd",
-        arguments="cute_fa.fa2.fwd:fake_arguments",
         pick="cute_fa.fa2.config:pick_fwd",
         sources=("cute_fa.fa2", "cute_fa.blocks"),
         summary="Q outer, K/V inner; O and the softmax state live in registers",
@@ -176,7 +174,6 @@ KERNELS: tuple[KernelEntry, ...] = (
         direction="fwd",
         archs=("sm_90a",),
         kernel="cute_fa.fa3.fwd:Fa3Fwd",
-        arguments="cute_fa.fa3.fwd:fake_arguments",
         pick="cute_fa.fa3.config:pick_fwd",
         preference="cute_fa.fa3.config:preferred_group",
         sources=("cute_fa.fa3", "cute_fa.blocks"),
@@ -188,7 +185,6 @@ KERNELS: tuple[KernelEntry, ...] = (
         direction="fwd",
         archs=("sm_100a", "sm_103a"),
         kernel="cute_fa.fa4.fwd:Fa4Fwd",
-        arguments="cute_fa.fa4.fwd:fake_arguments",
         pick="cute_fa.fa4.config:pick_fwd",
         preference="cute_fa.fa4.config:preferred_group",
         sources=("cute_fa.fa4", "cute_fa.blocks", "cute_fa.exp2"),

@@ -10,24 +10,12 @@ from cute_fa.blocks.copies import async_load_copy, copy_tile, shared_tile
 from cute_fa.blocks.math import LOG2_E
 from cute_fa.blocks.query_range import query_blocks
 from cute_fa.blocks.seqlen import Sequence, Window, num_sequences, sequences
-from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
+from cute_fa.blocks.signature import DTYPES
 from cute_fa.blocks.tiles import SMEM_ALIGN_BYTES
 from cute_fa.fa1.config import Fa1FwdConfig
 from cute_fa.fa1.fwd_context import Fa1Context, HeadTensors, SharedTensors, Visit
 from cute_fa.fa1.fwd_scores import exponentials, scores
 from cute_fa.fa1.fwd_update import update_output, update_statistics, write_unseen_rows
-
-
-def fake_arguments(config: Fa1FwdConfig) -> tuple:
-    """Symbolic arguments to compile ``Fa1Fwd(config)`` with (cute.compile, --enable-tvm-ffi)."""
-    return fake_forward_arguments(
-        config,
-        workspace=(
-            ("o_accum", ("B", "Sq", "Hq", "Dv")),
-            ("row_max", ("B", "Hq", "Sq")),
-            ("row_sum", ("B", "Hq", "Sq")),
-        ),
-    )
 
 
 class Fa1Fwd:

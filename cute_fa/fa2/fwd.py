@@ -48,15 +48,10 @@ from cute_fa.blocks.seqlen import (
     num_sequences,
     sequences,
 )
-from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
+from cute_fa.blocks.signature import DTYPES
 from cute_fa.blocks.softmax import OnlineSoftmax
 from cute_fa.blocks.tiles import MMA_M, SMEM_ALIGN_BYTES, WARP_THREADS
 from cute_fa.fa2.config import Fa2FwdConfig
-
-
-def fake_arguments(config: Fa2FwdConfig) -> tuple:
-    """Symbolic arguments to compile ``Fa2Fwd(config)`` with (cute.compile, --enable-tvm-ffi)."""
-    return fake_forward_arguments(config)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from cute_fa.blocks.plan import (
     first_row_for,
     group_that_saves_tiles,
 )
-from cute_fa.blocks.tiles import WARPGROUP_THREADS, WARPGROUP_WARPS, tile_bytes
+from cute_fa.blocks.tiles import WARPGROUP_THREADS, WARPGROUP_WARPS
 from cute_fa.errors import UnsupportedError
 from cute_fa.problem import AttentionProblem, KernelVariant, is_fp8
 from cute_fa.target import Target
@@ -166,34 +166,6 @@ class Fa3FwdConfig(TmaForwardPlan):
     # -- shared memory
 
     @property
-    def smem_q_bytes(self) -> int:
-        """One consumer's strip of Q: what its mbarrier waits for."""
-        return tile_bytes(STRIP_ROWS, self.padded_d, self.element_bytes)
-
-    @property
-    def smem_o_bytes(self) -> int:
-        """One consumer's strip of O."""
-        return tile_bytes(STRIP_ROWS, self.padded_dv, self.out_bytes)
-
-    @property
-    def smem_strip_bytes(self) -> int:
-        """From one strip of Q to the next; each holds that consumer's O at the end, unless O has
-        strips of its own."""
-        if self.has_own_o:
-            return self.smem_q_bytes
-        return max(self.smem_q_bytes, self.smem_o_bytes)
-
-    @property
-    def smem_k_bytes(self) -> int:
-        """One stage of K."""
-        return tile_bytes(self.tile_n, self.padded_d, self.element_bytes)
-
-    @property
-    def smem_v_bytes(self) -> int:
-        """One stage of V."""
-        return tile_bytes(self.tile_n, self.padded_dv, self.element_bytes)
-
-    @property
     def v_copies(self) -> int:
         """Rings that hold V: as it came, and transposed."""
         return 2 if self.is_fp8 else 1
@@ -208,21 +180,16 @@ class Fa3FwdConfig(TmaForwardPlan):
     @property
     def smem_bytes(self) -> int:
         """Dynamic shared memory of a CTA: the tiles, then the mbarriers."""
-        strip = self.smem_strip_bytes + (self.smem_o_bytes if self.has_own_o else 0)
-        tiles = self.num_consumers * strip
+        tiles = self.num_consumers * self.smem_q_and_o_bytes
         tiles += self.stages * (self.smem_k_bytes + self.v_copies * self.smem_v_bytes)
         return tiles + MBARRIER_BYTES * self.num_mbarriers
 
     def _smem_arithmetic(self) -> str:
-        q, o, dv = self.padded_d, self.padded_dv, self.padded_dv
-        # O in elements of Q's size.
-        o = o * self.out_bytes // self.element_bytes
-        columns = f"({q} + {o})" if self.has_own_o else f"{max(q, o)}"
-        values = f"{self.v_copies}·{dv}" if self.is_fp8 else f"{dv}"
+        values = f"{self.v_copies}·{self.padded_dv}" if self.is_fp8 else f"{self.padded_dv}"
         return (
-            f"{self.element_bytes}·({self.tile_m}·{columns} for Q and O + "
+            f"{self.element_bytes}·({self.tile_m}·{self.q_and_o_columns} for Q and O + "
             f"{self.stages} stages · "
-            f"{self.tile_n}·({q} + {values}) for K and V) + "
+            f"{self.tile_n}·({self.padded_d} + {values}) for K and V) + "
             f"{MBARRIER_BYTES}·{self.num_mbarriers} for mbarriers"
         )
 
@@ -238,6 +205,10 @@ class TileChoice(TileRow):
     num_consumers: int
     tile_n: int
     tile_n_masked: int
+
+    @property
+    def tile_m(self) -> int:
+        return STRIP_ROWS * self.num_consumers
 
 
 # Two consumers of 240 registers hold S, P and O up to Dv = 256; up to 64 columns of O, three of 160
@@ -305,6 +276,5 @@ def pick_fwd(variant: KernelVariant, target: Target) -> Fa3FwdConfig:
 
 def preferred_group(problem: AttentionProblem | VarlenProblem) -> int:
     """How many query heads of a K/V head had better share row tiles."""
-    padded = problem.padded if isinstance(problem, VarlenProblem) else problem
-    tile_m = STRIP_ROWS * tile_choice(padded.variant).num_consumers
-    return group_that_saves_tiles(problem, box_rows=STRIP_ROWS, tile_m=tile_m)
+    tile = tile_choice(problem.variant)
+    return group_that_saves_tiles(problem, box_rows=STRIP_ROWS, tile_m=tile.tile_m)

@@ -19,27 +19,19 @@ from cute_fa.blocks.copies import shared_tile
 from cute_fa.blocks.fp8 import Descales
 from cute_fa.blocks.pipelines import WarpPipe, num_mbarriers, tma_pipe
 from cute_fa.blocks.scores import ScoreScale, score_scale
-from cute_fa.blocks.seqlen import Window, num_sequences, sequences
-from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
+from cute_fa.blocks.seqlen import Window
 from cute_fa.blocks.tile_scheduler import TileSchedule, tile_schedule
 from cute_fa.blocks.tiles import (
-    PANEL_ELEMENT_BYTES,
     WARP_THREADS,
     WARPGROUP_THREADS,
     WARPGROUP_WARPS,
 )
-from cute_fa.blocks.tma import shared_tiles
-from cute_fa.blocks.transfers import Transfers, allocate_panels
-from cute_fa.fa3.config import STRIP_ROWS, TRANSPOSE_WARPS, Fa3FwdConfig
+from cute_fa.blocks.transfers import Transfers, allocate_panels, allocate_q_and_o
+from cute_fa.fa3.config import TRANSPOSE_WARPS, Fa3FwdConfig
 from cute_fa.fa3.fwd_context import Cta
 from cute_fa.fa3.fwd_load import load
 from cute_fa.fa3.fwd_mma import attend
 from cute_fa.fa3.fwd_transpose import transpose
-
-
-def fake_arguments(config: Fa3FwdConfig) -> tuple:
-    """Symbolic arguments to compile ``Fa3Fwd(config)`` with (cute.compile, --enable-tvm-ffi)."""
-    return fake_forward_arguments(config)
 
 
 class Fa3Fwd:
@@ -98,8 +90,7 @@ class Fa3Fwd:
         cfg = self.config
         descales, lengths = Descales.of(cfg, extras)
         window = Window.of(cfg, window_left, window_right)
-        launched = sequences(mQ, mK, window, lengths)
-        schedule = tile_schedule(cfg, launched, num_sequences(mQ, lengths), mQ, mK)
+        schedule = tile_schedule(cfg, mQ, mK, window, lengths)
         transfers = Transfers.of(cfg, mQ, mK, mV, mO)
         scores = score_scale(softmax_scale, softcap, cfg.has_softcap)
         self.kernel(transfers, mLSE, scores, schedule, descales).launch(
@@ -125,16 +116,10 @@ class Fa3Fwd:
 
         # -- storage
         smem = cutlass.memory.SmemAllocator()
-        memory_q = allocate_panels(smem, cfg, cfg.num_consumers * cfg.smem_strip_bytes)
-        memory_o, distance_o = memory_q, cfg.smem_strip_bytes
-        if cutlass.const_expr(cfg.has_own_o):
-            memory_o = allocate_panels(smem, cfg, cfg.num_consumers * cfg.smem_o_bytes)
-            distance_o = cfg.smem_o_bytes
+        # (64, D, strip) and (64, Dv, strip)
+        memory_q, sQ, sO = allocate_q_and_o(smem, cfg, cfg.num_consumers)
         memory_k = allocate_panels(smem, cfg, cfg.stages * cfg.smem_k_bytes)
         memory_v = allocate_panels(smem, cfg, cfg.stages * cfg.smem_v_bytes)
-        memory_o = cute.recast_ptr(memory_o, dtype=DTYPES[cfg.out_dtype])
-        sQ = self._strips(memory_q, cfg.panel_d, cfg.smem_strip_bytes)  # (64, D, strip)
-        sO = self._strips(memory_o, cfg.padded_dv, distance_o)  # (64, Dv, strip)
         sK = shared_tile(memory_k, cfg.tile_n, cfg.panel_d, cfg.stages)  # (N, D, stage)
         sV = shared_tile(memory_v, cfg.tile_n, cfg.panel_dv, cfg.stages)  # (N, Dv, stage)
         sVt = None
@@ -194,9 +179,3 @@ class Fa3Fwd:
         else:
             cute.arch.setmaxregister_increase(cfg.consumer_registers)
             attend(cta, mLSE, warpgroup - 1, tidx % WARPGROUP_THREADS)
-
-    def _strips(self, memory: cute.Pointer, columns: int, distance_bytes: int) -> cute.Tensor:
-        """One tile of 64 rows per consumer."""
-        cfg = self.config
-        distance = distance_bytes // PANEL_ELEMENT_BYTES
-        return shared_tiles(memory, STRIP_ROWS, columns, cfg.num_consumers, distance)

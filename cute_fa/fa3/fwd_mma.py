@@ -137,14 +137,13 @@ def _strip(consumer: Consumer, tile: StripedTile) -> Strip:
     scores = cta.scores
     if not cfg.has_block_descales:
         scores = descales.scale(scores, 0, 0)
-    p_exponent = fp8.P_EXPONENT if cfg.is_fp8 else 0.0
     return Strip(
         owner=consumer,
         tile=tile,
         rP=make_operand_a(consumer.mma_pv, cfg.tile_n),
         acc_O=acc_O,
         scores=scores,
-        softmax=OnlineSoftmax.start(2, scores.scale_log2, p_exponent),
+        softmax=OnlineSoftmax.start(2, scores.scale_log2, cfg.p_exponent),
         descales=descales,
         warp_row=warp_row,
         thread_row=warp_row + lane // 4,
@@ -192,11 +191,7 @@ def _attend_tile(consumer: Consumer, tile: StripedTile, mLSE: cute.Tensor) -> Us
 def _first_block(strip: Strip, n: cutlass.Int32):
     """S and P of the right-most block, use ``n``, which nothing overlaps."""
     cta = strip.owner.cta
-    acc_S = make_accumulator(strip.owner.mma_qk, cta.config.tile_n)
-    cta.pipe_k.wait(n)
-    _await_turn(strip.owner)
-    warpgroup.fence()
-    _issue_qk(strip, acc_S, n)
+    acc_S = _begin_scores(strip, n)
     _pass_turn(strip.owner)
     warpgroup.wait_group(0)
     cta.pipe_k.release(n)
@@ -210,11 +205,7 @@ def _next_block(strip: Strip, n: cutlass.Int32, is_masked: cutlass.Constexpr):
     """Use ``n`` of K and ``n`` − 1 of V: this block's softmax runs while the tensor core adds the
     block before it to O (paper, section 3.2)."""
     cta = strip.owner.cta
-    acc_S = make_accumulator(strip.owner.mma_qk, cta.config.tile_n)
-    cta.pipe_k.wait(n)
-    _await_turn(strip.owner)
-    warpgroup.fence()
-    _issue_qk(strip, acc_S, n)
+    acc_S = _begin_scores(strip, n)
     _issue_pv(strip, n - 1)
     _pass_turn(strip.owner)
     warpgroup.wait_group(1)
@@ -240,11 +231,17 @@ def _last_product(strip: Strip, n: cutlass.Int32):
     strip.owner.cta.pipe_pv.release(n)
 
 
-def _issue_qk(strip: Strip, acc_S: cute.Tensor, n: cutlass.Int32) -> None:
-    """Issue S = Q Kᵀ   (64, N) = (64, D) @ (D, N) of use ``n``, whose K has landed."""
+def _begin_scores(strip: Strip, n: cutlass.Int32) -> cute.Tensor:
+    """Await K of use ``n`` and the consumer's turn, and issue S = Q Kᵀ; gives S, not there yet."""
     owner = strip.owner
+    acc_S = make_accumulator(owner.mma_qk, owner.cta.config.tile_n)
+    owner.cta.pipe_k.wait(n)
+    _await_turn(owner)
+    warpgroup.fence()
+    # S = Q Kᵀ   (64, N) = (64, D) @ (D, N)
     k = owner.tSrK[None, None, None, owner.cta.pipe_k.slot(n)]
     gemm(owner.mma_qk, acc_S, owner.tSrQ, k, accumulate=False)
+    return acc_S
 
 
 def _issue_pv(strip: Strip, n: cutlass.Int32) -> None:
@@ -362,7 +359,7 @@ def _fold_scale_sign(consumer: Consumer):
     if cta.scores.scale <= 0.0:
         chunk = CHUNK_BYTES // PANEL_ELEMENT_BYTES
         chunks = cfg.smem_q_bytes // CHUNK_BYTES // WARPGROUP_THREADS
-        strip = cfg.smem_strip_bytes // PANEL_ELEMENT_BYTES
+        strip = cfg.smem_q_place_bytes // PANEL_ELEMENT_BYTES
         layout = cute.make_layout(
             (cfg.num_consumers, WARPGROUP_THREADS, (chunk, chunks)),
             stride=(strip, chunk, (1, WARPGROUP_THREADS * chunk)),

@@ -16,7 +16,7 @@ from cute_fa.blocks.plan import (
     group_that_saves_tiles,
     launch_registers,
 )
-from cute_fa.blocks.tiles import WARP_THREADS, WARPGROUP_WARPS, round_up, tile_bytes
+from cute_fa.blocks.tiles import WARP_THREADS, WARPGROUP_WARPS, round_up
 from cute_fa.errors import UnsupportedError
 from cute_fa.exp2 import CHUNK_COLUMNS, polynomial_pairs
 from cute_fa.fa4.tmem_map import S_BUFFERS, TMEM_COLUMNS, TmemMap
@@ -42,9 +42,6 @@ MAX_P_EXPONENT = {2: 15.0, 1: 8.0}
 
 RESCALE_THRESHOLD = 8.0
 """Of 16-bit inputs. P of e4m3 begins at 2⁸, which leaves none: O follows every new maximum."""
-
-FP8_P_EXPONENT = 8.0
-"""P of a row's largest score, in log2 units: e4m3 has no numbers below 2⁻⁹ (``blocks.fp8``)."""
 
 # Pairs of the 16 in a chunk of 32 scores whose exponentials the FMA pipe computes. The special
 # function unit of sm_103a is twice as fast, so that nothing is left to share there.
@@ -80,7 +77,7 @@ class Fa4FwdConfig(TmaForwardPlan):
         polynomial_pairs: of the 16 pairs in a chunk of 32 scores, those whose 2^x is a polynomial
             on the FMA pipe; half as many in the first and the last chunk of a block.
         rescale_threshold: O is rescaled when a row's maximum has grown by more than this, in log2
-            units; P is at most 2 to this power.
+            units; P is at most 2 to the power of ``p_exponent`` and this.
         has_launch_control: CTAs ask for one row tile after another (``blocks.launch_control``).
     """
 
@@ -293,40 +290,7 @@ class Fa4FwdConfig(TmaForwardPlan):
         """k of one product's instruction."""
         return MMA_K_BYTES // self.element_bytes
 
-    @property
-    def p_exponent(self) -> float:
-        """P of a row's largest score is 2 to this power, and up to rescale_threshold more."""
-        return FP8_P_EXPONENT if self.is_fp8 else 0.0
-
     # -- shared memory
-
-    @property
-    def smem_q_bytes(self) -> int:
-        """One Q tile: what its mbarrier waits for."""
-        return tile_bytes(TILE_M, self.padded_d, self.element_bytes)
-
-    @property
-    def smem_o_bytes(self) -> int:
-        """One O tile."""
-        return tile_bytes(TILE_M, self.padded_dv, self.out_bytes)
-
-    @property
-    def smem_q_place_bytes(self) -> int:
-        """From one Q tile to the next; each place holds that tile's O at the end, unless O has
-        places of its own."""
-        if self.has_own_o:
-            return self.smem_q_bytes
-        return max(self.smem_q_bytes, self.smem_o_bytes)
-
-    @property
-    def smem_k_bytes(self) -> int:
-        """One block of K, or a CTA's half of it."""
-        return tile_bytes(self.k_rows, self.padded_d, self.element_bytes)
-
-    @property
-    def smem_v_bytes(self) -> int:
-        """One block of V, or a CTA's half of it."""
-        return tile_bytes(self.tile_n, self.v_columns, self.element_bytes)
 
     @property
     def smem_stage_bytes(self) -> int:
@@ -357,18 +321,15 @@ class Fa4FwdConfig(TmaForwardPlan):
     @property
     def smem_bytes(self) -> int:
         """Dynamic shared memory of a CTA."""
-        place = self.smem_q_place_bytes + (self.smem_o_bytes if self.has_own_o else 0)
-        tiles = self.num_q_tiles * place + self.stages * self.smem_stage_bytes
+        tiles = self.num_q_tiles * self.smem_q_and_o_bytes + self.stages * self.smem_stage_bytes
         return tiles + self.smem_small_bytes
 
     def _smem_arithmetic(self) -> str:
         columns = max(self.padded_d, self.padded_dv)
-        # O in elements of Q's size.
-        o = self.padded_dv * self.out_bytes // self.element_bytes
-        places = f"({self.padded_d} + {o})" if self.has_own_o else max(self.padded_d, o)
         half = " / 2" if self.is_paired else ""
+        rows = self.tile_m // self.num_ctas
         return (
-            f"{self.element_bytes}·({self.tile_m // self.num_ctas}·{places} for Q and O + "
+            f"{self.element_bytes}·({rows}·{self.q_and_o_columns} for Q and O + "
             f"{self.stages} stages · {self.tile_n}·{columns}{half} for K or V) + "
             f"{self.smem_small_bytes} for statistics and mbarriers"
         )
@@ -381,6 +342,10 @@ class TileChoice(TileRow):
     num_q_tiles: int
     tile_n: int
     is_paired: bool = False
+
+    @property
+    def tile_m(self) -> int:
+        return TILE_M * self.num_q_tiles * (2 if self.is_paired else 1)
 
 
 # Two O tiles beside two S buffers of 128 columns leave 128 columns each. Q of 192 columns leaves
@@ -408,10 +373,8 @@ def tile_choice(variant: KernelVariant) -> TileChoice:
 
 def preferred_group(problem: AttentionProblem | VarlenProblem) -> int:
     """How many query heads of a K/V head had better share row tiles."""
-    padded = problem.padded if isinstance(problem, VarlenProblem) else problem
-    tile = tile_choice(padded.variant)
-    tile_m = TILE_M * tile.num_q_tiles * (2 if tile.is_paired else 1)
-    return group_that_saves_tiles(problem, box_rows=TILE_M, tile_m=tile_m)
+    tile = tile_choice(problem.variant)
+    return group_that_saves_tiles(problem, box_rows=TILE_M, tile_m=tile.tile_m)
 
 
 def _with_most_stages(config: Fa4FwdConfig) -> Fa4FwdConfig:

@@ -23,9 +23,8 @@ from cute_fa.blocks.fp8 import Descales
 from cute_fa.blocks.launch_control import allocate_answers, ask_for_all
 from cute_fa.blocks.pipelines import num_mbarriers, tma_pipe
 from cute_fa.blocks.scores import ScoreScale, score_scale
-from cute_fa.blocks.seqlen import Window, num_sequences, sequences
+from cute_fa.blocks.seqlen import Window
 from cute_fa.blocks.signals import LEADING_CTA, Signal, sync_cluster
-from cute_fa.blocks.signature import DTYPES, fake_forward_arguments
 from cute_fa.blocks.tile_scheduler import TileSchedule, tile_schedule
 from cute_fa.blocks.tiles import (
     PANEL_ELEMENT_BYTES,
@@ -34,7 +33,7 @@ from cute_fa.blocks.tiles import (
     WARPGROUP_WARPS,
 )
 from cute_fa.blocks.tma import shared_tiles
-from cute_fa.blocks.transfers import Transfers, allocate_panels
+from cute_fa.blocks.transfers import Transfers, allocate_panels, allocate_q_and_o
 from cute_fa.fa4.config import TILE_M, Fa4FwdConfig
 from cute_fa.fa4.fwd_context import Cta, Signals
 from cute_fa.fa4.fwd_correction import correct
@@ -43,11 +42,6 @@ from cute_fa.fa4.fwd_load import load
 from cute_fa.fa4.fwd_mma import multiply
 from cute_fa.fa4.fwd_softmax import softmax
 from cute_fa.fa4.tmem_map import S_BUFFERS
-
-
-def fake_arguments(config: Fa4FwdConfig) -> tuple:
-    """Symbolic arguments to compile ``Fa4Fwd(config)`` with (cute.compile, --enable-tvm-ffi)."""
-    return fake_forward_arguments(config)
 
 
 class Fa4Fwd:
@@ -127,8 +121,7 @@ class Fa4Fwd:
         cfg = self.config
         descales, lengths = Descales.of(cfg, extras)
         window = Window.of(cfg, window_left, window_right)
-        launched = sequences(mQ, mK, window, lengths)
-        schedule = tile_schedule(cfg, launched, num_sequences(mQ, lengths), mQ, mK)
+        schedule = tile_schedule(cfg, mQ, mK, window, lengths)
         transfers = Transfers.of(cfg, mQ, mK, mV, mO)
         scores = score_scale(softmax_scale, softcap, cfg.has_softcap, clears_q=False)
         self.kernel(transfers, mLSE, scores, schedule, descales).launch(
@@ -156,15 +149,9 @@ class Fa4Fwd:
 
         # -- storage
         smem = cutlass.memory.SmemAllocator()
-        memory_q = allocate_panels(smem, cfg, cfg.num_q_tiles * cfg.smem_q_place_bytes)
-        memory_o, place_o = memory_q, cfg.smem_q_place_bytes
-        if cutlass.const_expr(cfg.has_own_o):
-            memory_o = allocate_panels(smem, cfg, cfg.num_q_tiles * cfg.smem_o_bytes)
-            place_o = cfg.smem_o_bytes
+        # (128, D, Q tile) and (128, Dv, Q tile)
+        _, sQ, sO = allocate_q_and_o(smem, cfg, cfg.num_q_tiles)
         memory_kv = allocate_panels(smem, cfg, cfg.stages * cfg.smem_stage_bytes)
-        memory_o = cute.recast_ptr(memory_o, dtype=DTYPES[cfg.out_dtype])
-        sQ = self._q_tiles(memory_q, cfg.panel_d, cfg.smem_q_place_bytes)  # (128, D, Q tile)
-        sO = self._q_tiles(memory_o, cfg.padded_dv, place_o)  # (128, Dv, Q tile)
         slot = cfg.smem_stage_bytes // PANEL_ELEMENT_BYTES
         sK = shared_tiles(memory_kv, cfg.k_rows, cfg.panel_d, cfg.stages, slot)  # (N, D, stage)
         sV = shared_tiles(memory_kv, cfg.tile_n, cfg.panel_dv, cfg.stages, slot)  # (N, Dv, stage)
@@ -240,11 +227,6 @@ class Fa4Fwd:
             sync_cluster(orders_tmem=True)
             if warp == cfg.correction_warp:
                 tmem.release(tmem.allocated(tmem_address), cfg.tmem_map.columns, is_paired=True)
-
-    def _q_tiles(self, memory: cute.Pointer, columns: int, place_bytes: int) -> cute.Tensor:
-        """One tile of 128 rows per Q tile."""
-        place = place_bytes // PANEL_ELEMENT_BYTES
-        return shared_tiles(memory, TILE_M, columns, self.config.num_q_tiles, place)
 
     def _row_values(self, smem: cutlass.memory.SmemAllocator, count: int) -> cute.Tensor:
         """``count`` fp32 numbers per row of a tile, (128, count)."""

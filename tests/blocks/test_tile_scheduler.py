@@ -14,7 +14,7 @@ from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream
 
 from cute_fa import sim
 from cute_fa.blocks.plan import TmaForwardPlan
-from cute_fa.blocks.seqlen import Window, num_sequences, sequences
+from cute_fa.blocks.seqlen import Window
 from cute_fa.blocks.tile_scheduler import TileSchedule, WorkTile, for_each_tile, tile_schedule
 from cute_fa.problem import AttentionProblem
 from cute_fa.reference.schedule import Schedule, break_even, dense_schedule, packed_schedule
@@ -53,8 +53,7 @@ class Listing:
     def __call__(self, mQ: cute.Tensor, mK: cute.Tensor, mOut: cute.Tensor, stream, *lengths):
         plan = self.plan
         zero = cutlass.Int32(0)
-        launched = sequences(mQ, mK, Window.of(plan, zero, zero), lengths)
-        schedule = tile_schedule(plan, launched, num_sequences(mQ, lengths), mQ, mK)
+        schedule = tile_schedule(plan, mQ, mK, Window.of(plan, zero, zero), lengths)
         self.kernel(schedule, mOut).launch(grid=schedule.grid, block=[32, 1, 1], stream=stream)
 
     @cute.kernel
