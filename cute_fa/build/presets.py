@@ -103,30 +103,56 @@ def _check() -> Iterator[Wish]:
 
 Grid = Mapping[str, Sequence[Any]]
 
-# Per rung, for 16-bit inputs: each line is a grid over fields of its config. Illegal combinations
-# (registers, shared memory, divisibility) are dropped by the config itself.
+# Per rung, for 16-bit inputs: each line is a grid over fields of its config; with a head dim it is
+# for that one only. Illegal combinations (registers, shared memory, divisibility) are dropped by
+# the config itself, and those that turn out to spill registers are left out of the bundle.
 CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
     "fa2": (
         {"tile_m": (64, 128), "tile_n": (32, 64, 128), "num_threads": (128,), "stages": (1, 2)},
-        {"tile_m": (128, 192, 256), "tile_n": (32, 64, 128), "num_threads": (256,), "stages": (2,)},
+        {"tile_m": (128, 256), "tile_n": (32, 64, 128), "num_threads": (256,), "stages": (2,)},
     ),
+    # wgmma reads 64 rows of Q and all of K for each block: below 96 columns that is more than 107
+    # bytes per cycle, of 128, and 16 % more instructions per score. So D = 256 alone, which has no
+    # room for more, tries them, and what has three strips of 160 registers.
     "fa3": (
         {
-            "num_consumers": (2,),
-            "tile_n": (64, 80, 96, 112, 128, 144, 160, 176),
-            "stages": (2,),
+            "head_dim": (64,),
+            "num_consumers": (3,),
+            "tile_n": (80, 96, 112, 128),
             "has_turns": (True, False),
         },
-        {"num_consumers": (2,), "tile_n": (64, 96, 128), "stages": (3, 4)},
-        {"num_consumers": (3,), "tile_n": (48, 64, 80, 96, 112, 128), "stages": (2,)},
+        {"head_dim": (64,), "num_consumers": (3,), "tile_n": (96, 128), "stages": (3, 4)},
+        {
+            "head_dim": (64,),
+            "num_consumers": (2,),
+            "tile_n": (128, 160, 176, 192, 224),
+            "has_turns": (True, False),
+        },
+        {"head_dim": (64,), "num_consumers": (2,), "tile_n": (128, 176), "stages": (3,)},
+        {
+            "head_dim": (128,),
+            "tile_n": (96, 112, 128, 144, 160, 176, 192),
+            "has_own_o": (False,),
+            "has_turns": (True, False),
+        },
+        {"head_dim": (128,), "tile_n": (96, 112, 128, 144), "has_own_o": (True,)},
+        {"head_dim": (128,), "tile_n": (96, 112, 128), "has_own_o": (False,), "stages": (3,)},
+        {"head_dim": (128,), "num_consumers": (3,), "tile_n": (64, 80), "has_own_o": (True, False)},
+        {"head_dim": (256,), "tile_n": (64, 80), "has_turns": (True, False)},
+        {"head_dim": (256,), "tile_n": (48,), "stages": (3,)},
         {"is_persistent": (False,), "has_own_o": (False,)},
+        {
+            "head_dim": (128,),
+            "is_persistent": (False,),
+            "has_own_o": (False,),
+            "tile_n": (112, 128, 144, 160, 176),
+        },
         {"is_persistent": (True,), "has_own_o": (True, False)},
-        {"is_persistent": (True,), "has_own_o": (True,), "tile_n": (112, 128, 144, 160)},
     ),
     "fa4": (
         {"polynomial_pairs": (0, 2, 4, 6, 8)},
         {"rescale_threshold": (0.0, 4.0)},
-        {"tile_n": (64, 96, 128), "stages": (2, 3, 4)},
+        {"tile_n": (64, 96, 128), "stages": (3, 4)},
         {"is_persistent": (False,), "has_own_o": (False,)},
         {"is_persistent": (True,), "has_own_o": (True, False)},
         {
@@ -150,33 +176,70 @@ CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
 FP8_CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
     "fa3": (
         {
-            "num_consumers": (2,),
-            "tile_n": (96, 128, 160, 192, 224),
-            "stages": (2,),
+            "head_dim": (64,),
+            "num_consumers": (3,),
+            "tile_n": (96, 128, 160, 192),
             "has_turns": (True, False),
         },
-        {"num_consumers": (2,), "tile_n": (96, 128, 160), "stages": (3, 4)},
-        {"num_consumers": (3,), "tile_n": (64, 96, 128, 160), "stages": (2, 3)},
+        {
+            "head_dim": (64,),
+            "num_consumers": (2,),
+            "tile_n": (128, 160, 192, 224, 256),
+            "has_turns": (True, False),
+        },
+        {
+            "head_dim": (128,),
+            "tile_n": (96, 128, 160, 192, 224),
+            "has_turns": (True, False),
+        },
+        {"head_dim": (128,), "tile_n": (96, 128), "stages": (3, 4)},
+        {"head_dim": (128,), "num_consumers": (3,), "tile_n": (96, 128), "stages": (2, 3)},
+        {
+            "head_dim": (128,),
+            "is_persistent": (False,),
+            "has_own_o": (False,),
+            "tile_n": (128, 160),
+        },
+        {"head_dim": (256,), "tile_n": (64, 96), "has_turns": (True, False)},
+        {"head_dim": (256,), "tile_n": (64,), "stages": (3,)},
         {"is_persistent": (False,), "has_own_o": (False,)},
         {"is_persistent": (True,), "has_own_o": (True, False)},
     ),
     "fa4": (
         {"polynomial_pairs": (0, 2, 4, 6, 8)},
-        {"tile_n": (64, 128), "stages": (2, 3, 4, 6)},
+        {"tile_n": (64, 128), "stages": (3, 4, 6)},
         {"is_persistent": (True, False)},
     ),
 }
 
 
+# The same for packed sequences, at D = 128: how row tiles fall on SMs is another matter there. What
+# is best within a tile is learnt from dense problems.
+VARLEN_CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
+    "fa3": (
+        {"is_persistent": (True, False), "has_own_o": (False,), "tile_n": (112, 128, 160, 176)},
+        {"is_persistent": (True,), "has_own_o": (True,), "tile_n": (112, 128, 144)},
+    ),
+    "fa4": (
+        {"is_persistent": (True, False), "has_own_o": (True, False)},
+        {"tile_n": (64, 128), "stages": (3, 4)},
+    ),
+}
+VARLEN_FP8_CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
+    "fa3": ({"is_persistent": (True, False), "has_own_o": (False,), "tile_n": (128, 160, 192)},),
+    "fa4": ({"is_persistent": (True, False), "tile_n": (64, 128)},),
+}
+
+
 def _tune() -> Iterator[Wish]:
-    """The candidates for the benchmark's variants in bfloat16, which float16 is like, and in FP8 at
-    the head dim that its goal is set for; beside what they compete with."""
+    """The candidates for what is benchmarked in bfloat16, which float16 is like, and in FP8; beside
+    what they compete with."""
+    dense = (("bfloat16", CANDIDATES), ("float8_e4m3fn", FP8_CANDIDATES))
+    packed = (("bfloat16", VARLEN_CANDIDATES), ("float8_e4m3fn", VARLEN_FP8_CANDIDATES))
     found = [
-        (KernelVariant(dtype, dim, dim, causal=causal), table)
-        for dtype, dims, table in (
-            ("bfloat16", (64, 128, 256), CANDIDATES),
-            ("float8_e4m3fn", (128,), FP8_CANDIDATES),
-        )
+        (KernelVariant(dtype, dim, dim, causal=causal, is_varlen=is_varlen), table)
+        for is_varlen, dims, tables in ((False, (64, 128, 256), dense), (True, (128,), packed))
+        for dtype, table in tables
         for dim, causal in itertools.product(dims, (False, True))
     ]
     for variant, table in found:

@@ -11,6 +11,7 @@ import pytest
 
 from cute_fa.bench.shapes import Shape
 from cute_fa.bench.timing import Policy, Timing
+from cute_fa.build import presets
 from cute_fa.errors import CompileError
 from cute_fa.gpu_check import tune
 from cute_fa.gpu_check.place import Place
@@ -57,6 +58,13 @@ def test_tuning_shapes_are_the_variants() -> None:
     assert len(found) == 3 and {shape.problem.variant for shape in found} == {packed}
     for other in (replace(variant, has_softcap=True), replace(variant, head_dim=96, head_dim_v=96)):
         assert tune.tuning_shapes(other) == []
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100a"])
+def test_every_candidate_of_the_preset_is_timed(arch: str) -> None:
+    selected, _ = presets.select(["tune"], [arch])
+    for variant in {each.request.variant for each in selected}:
+        assert len(tune.tuning_shapes(variant)) >= 3
 
 
 def test_competitions_in_order_of_interest() -> None:
