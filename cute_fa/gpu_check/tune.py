@@ -5,9 +5,10 @@ Candidates of one variant are checked and then timed in turn on the benchmark's 
 smallest geometric mean of its medians; the default keeps its place unless another one beats it by
 more than ``MARGIN``.
 
-A winner serves problems of its own variant only. Packed sequences compete on shapes of their own:
-how tiles fall on SMs decides there as much as the tiles themselves. Everything else, as float16 or
-windows, is served by what the rung's tile table says, into which the winners have to be written.
+A winner serves problems of its own variant only, grouped heads among them unless they are packed.
+Packed sequences compete on shapes of their own: how tiles fall on SMs decides there as much as the
+tiles themselves. Everything else, as float16, windows or packed heads, is served by what the rung's
+tile table says, into which the winners have to be written.
 """
 
 from __future__ import annotations
