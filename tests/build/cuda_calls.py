@@ -22,17 +22,15 @@ import torch
 import tvm_ffi
 
 from cute_fa import ptx
-from cute_fa.build import compile
 from cute_fa.gpu_check.grid import grid
 from cute_fa.gpu_check.place import OneKernel, Place
 from cute_fa.ops import launch
 from cute_fa.ops.bundle import load_bundle
-from cute_fa.ops.sources import variant_features
 from cute_fa.problem import KernelVariant
 from cute_fa.sim import Device, tensors
 from cute_fa.sim.device import DeviceCall, parse_all
 from cute_fa.sim.runtime import LaunchRequest, runtime
-from tests.build.cuda_runtime import STREAM, CudaRuntime
+from tests.build.cuda_runtime import STREAM, CudaRuntime, kernel_for
 
 TENSOR_MAP_BYTES = 128
 
@@ -145,10 +143,7 @@ def call_once(kernel: Any) -> None:
 def compiled(wishes: list[list[Any]]) -> Iterator[Any]:
     """Kernels of the disk cache."""
     for generation, arch, fields in wishes:
-        variant = KernelVariant(**fields)
-        sizes = {"head_dim": variant.head_dim, "head_dim_v": variant.head_dim_v}
-        features = variant_features(variant)
-        kernel = compile(generation, arch=arch, dtype=variant.dtype, **sizes, **features)
+        kernel = kernel_for(generation, arch, KernelVariant(**fields))
         object.__setattr__(kernel, "name", kernel.label)  # as kernels of bundles have one
         yield kernel
 

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cute_fa.build import Compiled, compile
 from cute_fa.build.toolchain import runtime_library
+from cute_fa.ops.sources import variant_features
+from cute_fa.problem import KernelVariant
 from cute_fa.sim.runtime import (
     MAX_DYNAMIC_SMEM,
     KernelHandle,
@@ -34,6 +37,13 @@ STREAM = 0x5EA0
 
 SUCCESS, INVALID_VALUE, NOT_FOUND = 0, 1, 500
 DRIVER_VERSION = 13000
+
+
+def kernel_for(generation: str, arch: str, variant: KernelVariant) -> Compiled:
+    """The kernel, compiled or from the cache."""
+    sizes = {"head_dim": variant.head_dim, "head_dim_v": variant.head_dim_v}
+    features = variant_features(variant)
+    return compile(generation, arch=arch, dtype=variant.dtype, **sizes, **features)
 
 
 def build(folder: Path) -> Path:
@@ -90,6 +100,8 @@ def as_the_simulator_was_told(call: dict[str, Any]) -> bool:
     stream of the environment, and the simulator made the same of them."""
     [cuda], [sim] = call["cuda"], call["sim"]
     assert (cuda.pop("stream"), sim.pop("stream")) == (STREAM, 0)
+    # What a bundle keeps for the simulator comes without the machine code.
+    del cuda["image"], sim["image"]
     assert cuda == sim
     assert cuda["block"] == [call["num_threads"], 1, 1]
     assert cuda["smem_bytes"] == call["smem_bytes"]

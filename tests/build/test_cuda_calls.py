@@ -8,7 +8,6 @@ is no usable GPU.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -18,9 +17,8 @@ from typing import Any
 
 import pytest
 
-from cute_fa.build import Compiled, compile
-from cute_fa.ops.sources import variant_features
 from cute_fa.problem import KernelVariant
+from cute_fa.sim.runtime import image_digest
 from tests.build import cuda_runtime
 
 FA2 = ("fa2", "sm_90a", KernelVariant("bfloat16", 64, 64, causal=True))
@@ -34,23 +32,17 @@ WISHES = (
 PAIRS = "fa4 fwd sm_100a bfloat16 d256"
 
 
-def kernel_for(generation: str, arch: str, variant: KernelVariant) -> Compiled:
-    sizes = {"head_dim": variant.head_dim, "head_dim_v": variant.head_dim_v}
-    features = variant_features(variant)
-    return compile(generation, arch=arch, dtype=variant.dtype, **sizes, **features)
-
-
 def as_argument(*wishes: tuple[str, str, KernelVariant]) -> str:
     return json.dumps([(generation, arch, vars(variant)) for generation, arch, variant in wishes])
 
 
 def test_launches_are_those_of_the_simulator(tmp_path: Path) -> None:
-    kernels = [kernel_for(*wish) for wish in WISHES]
+    kernels = [cuda_runtime.kernel_for(*wish) for wish in WISHES]
     calls = cuda_runtime.in_a_process(tmp_path, "compiled", as_argument(*WISHES))
     assert [call["label"] for call in calls] == [kernel.label for kernel in kernels]
     for kernel, call in zip(kernels, calls, strict=True):
         [launch] = call["cuda"]
-        assert launch["image"] == hashlib.sha256(kernel.cubin).hexdigest()
+        assert launch["image"] == image_digest(kernel.cubin)
         assert launch["name"] == kernel.kernel_name
         assert launch["cluster"] == ([2, 1, 1] if kernel.label == PAIRS else [1, 1, 1])
         asked = [name for name, *_ in call["calls"]]
@@ -61,7 +53,7 @@ def test_launches_are_those_of_the_simulator(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What is raised after each failure of the CUDA runtime."""
-    kernel_for(*FA2)
+    cuda_runtime.kernel_for(*FA2)
     folder = tmp_path_factory.mktemp("cuda")
     [found] = cuda_runtime.in_a_process(folder, "failures", as_argument(FA2))
     return found
@@ -116,7 +108,7 @@ except RuntimeError as error:
 )
 def test_a_driver_that_does_not_initialise(tmp_path: Path, code: int, said: str) -> None:
     """With the whole of NVIDIA's library, whose CUDA runtime asks the driver."""
-    kernel_for(*FA2)
+    cuda_runtime.kernel_for(*FA2)
     environment = {
         **os.environ,
         "LD_LIBRARY_PATH": str(cuda_runtime.build_driver(tmp_path).parent),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cute_fa.ops.bundle import load_bundle
+from cute_fa.sim.runtime import image_digest
 from tests.build import cuda_runtime
 
 
@@ -19,5 +20,9 @@ def test_launches_are_those_of_the_simulator(
     calls = cuda_runtime.in_a_process(tmp_path, "bundle", str(folder))
     assert [call["label"] for call in calls] == [kernel.label for kernel in bundle.kernels]
     for kernel, call in zip(bundle.kernels, calls, strict=True):
-        assert call["cuda"][0]["name"] == kernel.kernel_name
+        [launch] = call["cuda"]
+        assert launch["name"] == kernel.kernel_name
+        if kernel.role == "default":
+            compiled = cuda_runtime.kernel_for(kernel.generation, kernel.arch, kernel.variant)
+            assert launch["image"] == image_digest(compiled.cubin)
         assert cuda_runtime.as_the_simulator_was_told(call), kernel.label
