@@ -6,6 +6,8 @@ k tile accumulates in tensor memory, a commit frees the stage again.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cutlass
 import cutlass.cute as cute
 import cutlass.memory
@@ -15,6 +17,49 @@ from cutlass.utils import blackwell_helpers as sm100
 THREADS = 128
 TILE_K_BYTES = 128
 COLUMNS = 256
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A or B of a product: one stage of it in shared memory, filled by TMA."""
+
+    atom: cute.CopyAtom
+    tensor: cute.Tensor  # (M or N, K), as TMA sees it
+    layout: cute.ComposedLayout  # of shared memory, (MMA, MMA_M or MMA_N, MMA_K, stage)
+
+    def allocate(self, smem: cutlass.memory.SmemAllocator, dtype: type) -> cute.Tensor:
+        """Shared memory of the stage."""
+        layout = self.layout
+        return smem.allocate_tensor(dtype, layout.outer, byte_alignment=1024, swizzle=layout.inner)
+
+    def partition(self, shared: cute.Tensor, source: cute.Tensor) -> tuple:
+        """(TMA, stage) and (TMA, k tile) of the copies from ``source``, (MMA, …, k tile)."""
+        tiles = cute.group_modes(shared, 0, 3), cute.group_modes(source, 0, 3)
+        return cpasync.tma_partition(self.atom, 0, cute.make_layout(1), *tiles)
+
+
+def tma_operands(
+    a: cute.Tensor,
+    b: cute.Tensor,
+    dtype: type,
+    tile: tuple[int, int, int],
+    *,
+    group: int = 1,
+    major: OperandMajorMode = OperandMajorMode.K,
+) -> tuple[cute.TiledMma, Operand, Operand]:
+    """The product of one tile, (M, N, K) of ``group`` CTAs, with float32 sums; on the host."""
+    ctas = tcgen05.CtaGroup.ONE if group == 1 else tcgen05.CtaGroup.TWO
+    mma = sm100.make_trivial_tiled_mma(dtype, dtype, major, major, cutlass.Float32, ctas, tile[:2])
+    layouts = (
+        sm100.make_smem_layout_a(mma, tile, dtype, 1),
+        sm100.make_smem_layout_b(mma, tile, dtype, 1),
+    )
+    cluster = cute.tiled_divide(cute.make_layout((group, 1, 1)), (mma.thr_id,)).shape
+    op = cpasync.CopyBulkTensorTileG2SOp(ctas)
+    one_a, one_b = (cute.select(layout, mode=[0, 1, 2]) for layout in layouts)
+    tma_a = cute.nvgpu.make_tiled_tma_atom_A(op, a, one_a, tile, mma, cluster)
+    tma_b = cute.nvgpu.make_tiled_tma_atom_B(op, b, one_b, tile, mma, cluster)
+    return mma, Operand(*tma_a, layouts[0]), Operand(*tma_b, layouts[1])
 
 
 class TensorCoreGemm:
@@ -37,40 +82,19 @@ class TensorCoreGemm:
     ) -> None:
         self.dtype, self.group = dtype, group
         self.major = OperandMajorMode.MN if transposed else OperandMajorMode.K
-        self.cta_group = tcgen05.CtaGroup.ONE if group == 1 else tcgen05.CtaGroup.TWO
         self.tile = tile_m, tile_n, TILE_K_BYTES * 8 // dtype.width
+        self.nbytes = (tile_m + tile_n) * TILE_K_BYTES
 
     @cute.jit
     def __call__(self, a: cute.Tensor, b: cute.Tensor, c: cute.Tensor):
-        major = self.major
-        mma = sm100.make_trivial_tiled_mma(
-            self.dtype, self.dtype, major, major, cutlass.Float32, self.cta_group, self.tile[:2]
-        )
-        layout_a = sm100.make_smem_layout_a(mma, self.tile, self.dtype, 1)
-        layout_b = sm100.make_smem_layout_b(mma, self.tile, self.dtype, 1)
-        cluster = cute.tiled_divide(cute.make_layout((self.group, 1, 1)), (mma.thr_id,))
-        op = cpasync.CopyBulkTensorTileG2SOp(self.cta_group)
-        one_a, one_b = (cute.select(x, mode=[0, 1, 2]) for x in (layout_a, layout_b))
-        tma_a = cute.nvgpu.make_tiled_tma_atom_A(op, a, one_a, self.tile, mma, cluster.shape)
-        tma_b = cute.nvgpu.make_tiled_tma_atom_B(op, b, one_b, self.tile, mma, cluster.shape)
-        self.nbytes = cute.size_in_bytes(self.dtype, one_a) + cute.size_in_bytes(self.dtype, one_b)
+        product = tma_operands(a, b, self.dtype, self.tile, group=self.group, major=self.major)
         grid = cute.ceil_div(c.shape[0], self.tile[0]) * self.group, c.shape[1] // self.tile[1], 1
-        self.kernel(mma, *tma_a, *tma_b, c, layout_a, layout_b).launch(
+        self.kernel(*product, c).launch(
             grid=grid, block=[THREADS, 1, 1], cluster=[self.group, 1, 1]
         )
 
     @cute.kernel
-    def kernel(
-        self,
-        mma: cute.TiledMma,
-        tma_a: cute.CopyAtom,
-        mA: cute.Tensor,
-        tma_b: cute.CopyAtom,
-        mB: cute.Tensor,
-        mC: cute.Tensor,
-        layout_a: cute.ComposedLayout,
-        layout_b: cute.ComposedLayout,
-    ):
+    def kernel(self, mma: cute.TiledMma, a: Operand, b: Operand, mC: cute.Tensor):
         thread, _, _ = cute.arch.thread_idx()
         block, column, _ = cute.arch.block_idx()
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
@@ -78,10 +102,7 @@ class TensorCoreGemm:
         smem = cutlass.memory.SmemAllocator()
         barriers = smem.allocate_array(cutlass.Int64, 2)
         holding = smem.allocate_array(cutlass.Int32, 1)
-        sA, sB = (
-            smem.allocate_tensor(self.dtype, x.outer, byte_alignment=1024, swizzle=x.inner)
-            for x in (layout_a, layout_b)
-        )
+        sA, sB = a.allocate(smem, self.dtype), b.allocate(smem, self.dtype)
         full, free = barriers, barriers + 1
         if warp == 0:
             with cute.arch.elect_one():
@@ -95,25 +116,12 @@ class TensorCoreGemm:
             cute.arch.cluster_wait()
 
         where = block // self.group, column
-        gA = cute.local_tile(mA, self.tile, (*where, None), proj=(1, None, 1))
-        gB = cute.local_tile(mB, self.tile, (*where, None), proj=(None, 1, 1))
+        gA = cute.local_tile(a.tensor, self.tile, (*where, None), proj=(1, None, 1))
+        gB = cute.local_tile(b.tensor, self.tile, (*where, None), proj=(None, 1, 1))
         gC = cute.local_tile(mC, self.tile, (*where, None), proj=(1, 1, None))
         part = mma.get_slice(rank)
-        alone = cute.make_layout(1)
-        tAsA, tAgA = cpasync.tma_partition(
-            tma_a,
-            0,
-            alone,
-            cute.group_modes(sA, 0, 3),
-            cute.group_modes(part.partition_A(gA), 0, 3),
-        )
-        tBsB, tBgB = cpasync.tma_partition(
-            tma_b,
-            0,
-            alone,
-            cute.group_modes(sB, 0, 3),
-            cute.group_modes(part.partition_B(gB), 0, 3),
-        )
+        tAsA, tAgA = a.partition(sA, part.partition_A(gA))
+        tBsB, tBgB = b.partition(sB, part.partition_B(gB))
         tCrA, tCrB = mma.make_fragment_A(sA), mma.make_fragment_B(sB)
         address = cute.arch.retrieve_tmem_ptr(cutlass.Float32, 16, holding)
         fragment = mma.make_fragment_C(mma.partition_shape_C(self.tile[:2]))
@@ -123,9 +131,9 @@ class TensorCoreGemm:
             if warp == 0:
                 if rank == 0:
                     with cute.arch.elect_one():
-                        cute.arch.mbarrier_arrive_and_expect_tx(full, self.nbytes * self.group)
-                cute.copy(tma_a, tAgA[None, k], tAsA[None, 0], tma_bar_ptr=full)
-                cute.copy(tma_b, tBgB[None, k], tBsB[None, 0], tma_bar_ptr=full)
+                        cute.arch.mbarrier_arrive_and_expect_tx(full, self.nbytes)
+                cute.copy(a.atom, tAgA[None, k], tAsA[None, 0], tma_bar_ptr=full)
+                cute.copy(b.atom, tBgB[None, k], tBsB[None, 0], tma_bar_ptr=full)
                 if rank == 0:
                     cute.arch.mbarrier_wait(full, k % 2)
                     for step in cutlass.range_constexpr(cute.size(tCrA, mode=[2])):
@@ -134,7 +142,7 @@ class TensorCoreGemm:
                         cute.gemm(mma, acc, tCrA[now], tCrB[now], acc)
                     with cute.arch.elect_one():
                         mask = 3 if self.group == 2 else None
-                        tcgen05.commit(free, mask, self.cta_group)
+                        tcgen05.commit(free, mask, mma.op.cta_group)
             cute.arch.mbarrier_wait(free, k % 2)
 
         tCgC = part.partition_C(gC)

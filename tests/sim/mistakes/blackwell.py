@@ -5,9 +5,9 @@ from __future__ import annotations
 import cutlass
 import cutlass.cute as cute
 import cutlass.memory
-from cutlass.cute.nvgpu import OperandMajorMode, cpasync, tcgen05
-from cutlass.utils import blackwell_helpers as sm100
+from cutlass.cute.nvgpu import tcgen05
 
+from tests.sim.dsl_tensor_core import Operand, tma_operands
 from tests.sim.mistakes.program import Program
 
 THREADS = 128
@@ -25,52 +25,28 @@ class TensorCoreGemm(Program):
 
     @cute.jit
     def __call__(self, a: cute.Tensor, b: cute.Tensor, out: cute.Tensor):
-        tile, kind, major = (M, N, K), cutlass.Float16, OperandMajorMode.K
-        mma = sm100.make_trivial_tiled_mma(
-            kind, kind, major, major, cutlass.Float32, tcgen05.CtaGroup.ONE, (M, N)
-        )
-        layout_a = sm100.make_smem_layout_a(mma, tile, kind, 1)
-        layout_b = sm100.make_smem_layout_b(mma, tile, kind, 1)
-        op = cpasync.CopyBulkTensorTileG2SOp(tcgen05.CtaGroup.ONE)
-        one_a, one_b = (cute.select(x, mode=[0, 1, 2]) for x in (layout_a, layout_b))
-        tma_a = cute.nvgpu.make_tiled_tma_atom_A(op, a, one_a, tile, mma, (1, 1, 1, 1))
-        tma_b = cute.nvgpu.make_tiled_tma_atom_B(op, b, one_b, tile, mma, (1, 1, 1, 1))
-        self.kernel(mma, *tma_a, *tma_b, out, layout_a, layout_b).launch(
-            grid=[1, 1, 1], block=[THREADS, 1, 1]
-        )
+        product = tma_operands(a, b, cutlass.Float16, (M, N, K))
+        self.kernel(*product, out).launch(grid=[1, 1, 1], block=[THREADS, 1, 1])
 
     @cute.kernel
-    def kernel(
-        self,
-        mma: cute.TiledMma,
-        tma_a: cute.CopyAtom,
-        mA: cute.Tensor,
-        tma_b: cute.CopyAtom,
-        mB: cute.Tensor,
-        mC: cute.Tensor,
-        layout_a: cute.ComposedLayout,
-        layout_b: cute.ComposedLayout,
-    ):
+    def kernel(self, mma: cute.TiledMma, a: Operand, b: Operand, mC: cute.Tensor):
         thread, _, _ = cute.arch.thread_idx()
         warp = cute.arch.make_warp_uniform(thread // 32)
         smem = cutlass.memory.SmemAllocator()
         barriers = smem.allocate_array(cutlass.Int64, 2)
         holding = smem.allocate_array(cutlass.Int32, 1)
-        sA, sB = (
-            smem.allocate_tensor(cutlass.Float16, x.outer, byte_alignment=1024, swizzle=x.inner)
-            for x in (layout_a, layout_b)
-        )
+        sA, sB = a.allocate(smem, cutlass.Float16), b.allocate(smem, cutlass.Float16)
         full, free = barriers, barriers + 1
         if warp == 0:
             self.begin(full, free, holding)
         if cutlass.const_expr(not self.has("no barrier behind the allocation")):
             cute.arch.sync_threads()
         tile = M, N, K
-        gA = cute.local_tile(mA, tile, (0, 0, None), proj=(1, None, 1))
-        gB = cute.local_tile(mB, tile, (0, 0, None), proj=(None, 1, 1))
+        gA = cute.local_tile(a.tensor, tile, (0, 0, None), proj=(1, None, 1))
+        gB = cute.local_tile(b.tensor, tile, (0, 0, None), proj=(None, 1, 1))
         part = mma.get_slice(0)
-        tAsA, tAgA = self.partition(tma_a, sA, part.partition_A(gA))
-        tBsB, tBgB = self.partition(tma_b, sB, part.partition_B(gB))
+        tAsA, tAgA = a.partition(sA, part.partition_A(gA))
+        tBsB, tBgB = b.partition(sB, part.partition_B(gB))
         tCrA, tCrB = mma.make_fragment_A(sA), mma.make_fragment_B(sB)
         address = cute.arch.retrieve_tmem_ptr(cutlass.Float32, 16, holding)
         fragment = mma.make_fragment_C(mma.partition_shape_C((M, N)))
@@ -83,8 +59,8 @@ class TensorCoreGemm(Program):
                 with cute.arch.elect_one():
                     nbytes = 2 * K * (M + (0 if self.has("the bytes of A announced only") else N))
                     cute.arch.mbarrier_arrive_and_expect_tx(full, nbytes)
-                cute.copy(tma_a, tAgA[None, k], tAsA[None, 0], tma_bar_ptr=full)
-                cute.copy(tma_b, tBgB[None, k], tBsB[None, 0], tma_bar_ptr=full)
+                cute.copy(a.atom, tAgA[None, k], tAsA[None, 0], tma_bar_ptr=full)
+                cute.copy(b.atom, tBgB[None, k], tBsB[None, 0], tma_bar_ptr=full)
                 if cutlass.const_expr(not self.has("no wait for the operands")):
                     cute.arch.mbarrier_wait(full, k % 2)
                 for step in cutlass.range_constexpr(cute.size(tCrA, mode=[2])):
@@ -110,16 +86,6 @@ class TensorCoreGemm(Program):
         cute.arch.alloc_tmem(columns, holding)
         if cutlass.const_expr(self.has("an allocation while another has the rest")):
             cute.arch.alloc_tmem(512, holding)
-
-    @cute.jit
-    def partition(self, atom, tile, source):
-        return cpasync.tma_partition(
-            atom,
-            0,
-            cute.make_layout(1),
-            cute.group_modes(tile, 0, 3),
-            cute.group_modes(source, 0, 3),
-        )
 
     @cute.jit
     def commit(self, free, k: cutlass.Constexpr):
