@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from cute_fa.sim.wave import Wave
 
 LIVE_BYTES = 64  # of a tensor map
+ADDRESSES = 1 << 64
+"""Addresses wrap around: ragged tensors are copied with strides that cancel by that."""
 
 Slices = tuple[slice, ...]
 
@@ -76,7 +78,7 @@ class Box:
                 return
             slices.append(slice(low, high))
             starts.append((start + low * step) * tensor.strides[d])
-        self.first += sum(starts)
+        self.first = (self.first + sum(starts)) % ADDRESSES
         self.inside = tuple(slices[::-1])
         self.strides = tuple(a * b for a, b in zip(tensor.strides, tensor.steps, strict=True))[::-1]
 

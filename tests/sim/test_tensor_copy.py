@@ -145,6 +145,27 @@ def test_loads_agree_with_brute_force(case: str, completion: str) -> None:
 
 
 @POLICIES
+def test_addresses_wrap_around(completion: str) -> None:
+    """Rows 5 to 10 of a ragged matrix as a box of eight: dimensions behind the rows bring the copy
+    back from the end of a first dimension of 2**30 rows, by 2**64 bytes (as Triton and quack do).
+    """
+    tensor, rows, first, count = Tensor((64, 20), (64, 8)), 1 << 30, 5, 6
+    ragged = (64, rows, (1 << 31) - 1, (1 << 31) - 1)
+    pitch = tensor.map.strides[1]
+    strides = (2, pitch, (1 << 34) - pitch, pitch)
+    box = (64, 8, 1, 1)
+    tensor.map = replace(tensor.map, extents=ragged, strides=strides, box=box, steps=(1,) * 4)
+    corner = (0, rows - count, rows, first + count)
+    body = init(1, f"+{BAR}") + load(tensor, corner) + wait(0, f"+{BAR}") + dump(8)
+    got = program(body, tensor, words=8, completion=completion)
+    assert got.rules == []
+    out = np.frombuffer(dumped(got), np.uint8).reshape(8, 128)
+    want = tensor.data[: 20 * 128].reshape(20, 128)[first : first + count]
+    assert (out[:count] == want).all() and not out[count:].any()
+    assert got.launch.counters["global_bytes_read"] == count * 128
+
+
+@POLICIES
 @pytest.mark.parametrize("operator", [None, "add", "max"])
 def test_stores_and_reductions(operator: str | None, completion: str) -> None:
     """A box that hangs over two edges; every lane stores, the copy is made once."""
