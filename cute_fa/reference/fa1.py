@@ -16,44 +16,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cute_fa.reference.dense import Window
-from cute_fa.reference.operands import Operands
+from cute_fa.reference.operands import Operands, attention_by
 
 NEG_INF = float("-inf")
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: Window = (-1, -1),
-    softcap: float = 0.0,
-    tile_m: int = 64,
-    tile_n: int = 128,
-) -> tuple[Tensor, Tensor]:
+@attention_by
+def forward(operands: Operands, *, tile_m: int = 64, tile_n: int = 128) -> tuple[Tensor, Tensor]:
     """Attention and its log-sum-exp by FA1's loop.
 
     Args:
-        q: (B, Sq, Hq, D).
-        k: (B, Sk, Hk, D), Hk divides Hq.
-        v: (B, Sk, Hk, Dv).
-        softmax_scale: τ; None for D**-0.5.
-        causal, window_size: as in ``dense.attention``.
-        softcap: 0.0 for none.
         tile_m, tile_n: the paper's Br and Bc.
-
-    Returns:
-        out (B, Sq, Hq, Dv) in q's dtype, lse (B, Hq, Sq); rows that see nothing have 0 and −inf.
     """
-    mQ, mK, mV, scale, visible = Operands.of(
-        q, k, v, softmax_scale=softmax_scale, causal=causal, window_size=window_size
-    )
+    mQ, mK, mV, scale, softcap, visible, dtype = operands
     seqlen_q, seqlen_k = visible.shape
 
-    o_accum = mQ.new_zeros(*mQ.shape[:-1], v.shape[-1])  # (B, Hq, Sq, Dv)
+    o_accum = mQ.new_zeros(*mQ.shape[:-1], mV.shape[-1])  # (B, Hq, Sq, Dv)
     row_max = mQ.new_full(mQ.shape[:-1], NEG_INF)  # (B, Hq, Sq)
     row_sum = mQ.new_zeros(mQ.shape[:-1])  # (B, Hq, Sq)
 
@@ -85,14 +63,14 @@ def forward(
             # O ← (l e^(m − m') O + e^(m̃ − m') P̃ V) / l'   (M, Dv)
             inverse = torch.where(new_sum == 0.0, 0.0, 1.0 / new_sum)
             scale_old, scale_new = old_sum * inverse, tile_scale * inverse
-            partial_o = P.to(q.dtype).to(mQ.dtype) @ V
+            partial_o = P.to(dtype).to(mQ.dtype) @ V
             o_accum[:, :, rows] = (
                 scale_old[..., None] * o_accum[:, :, rows] + scale_new[..., None] * partial_o
             )
             row_max[:, :, rows], row_sum[:, :, rows] = new_max, new_sum
 
     lse = row_max + torch.log(row_sum)  # −inf + −inf where nothing was seen
-    return o_accum.transpose(1, 2).to(q.dtype), lse
+    return o_accum, lse
 
 
 def _finite(maximum: Tensor) -> Tensor:

@@ -11,30 +11,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cute_fa.reference.dense import Window
-from cute_fa.reference.operands import Operands
+from cute_fa.reference.operands import Operands, attention_by
 
 NEG_INF = float("-inf")
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: Window = (-1, -1),
-    softcap: float = 0.0,
-    tile_m: int = 128,
-    tile_n: int = 64,
-) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp by FA2's loop; arguments and results as ``fa1.forward``."""
-    mQ, mK, mV, scale, visible = Operands.of(
-        q, k, v, softmax_scale=softmax_scale, causal=causal, window_size=window_size
-    )
+@attention_by
+def forward(operands: Operands, *, tile_m: int = 128, tile_n: int = 64) -> tuple[Tensor, Tensor]:
+    """Attention and its log-sum-exp by FA2's loop."""
+    mQ, mK, mV, scale, softcap, visible, dtype = operands
     seqlen_q, seqlen_k = visible.shape
-    out = mQ.new_empty(*mQ.shape[:-1], v.shape[-1])  # (B, Hq, Sq, Dv)
+    out = mQ.new_empty(*mQ.shape[:-1], mV.shape[-1])  # (B, Hq, Sq, Dv)
     lse = mQ.new_empty(mQ.shape[:-1])  # (B, Hq, Sq)
 
     for m_start in range(0, seqlen_q, tile_m):
@@ -63,10 +50,10 @@ def forward(
             row_max = new_max
 
             # O ← e^(m − m') O + P V   (M, Dv) = (M, N) @ (N, Dv)
-            acc_O = rescale[..., None] * acc_O + P.to(q.dtype).to(mQ.dtype) @ mV[:, :, columns]
+            acc_O = rescale[..., None] * acc_O + P.to(dtype).to(mQ.dtype) @ mV[:, :, columns]
 
         inverse = torch.where(row_sum == 0.0, 1.0, 1.0 / row_sum)
         out[:, :, rows] = inverse[..., None] * acc_O
         lse[:, :, rows] = row_max + torch.log(row_sum)  # −inf + −inf where nothing was seen
 
-    return out.transpose(1, 2).to(q.dtype), lse
+    return out, lse

@@ -23,9 +23,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from cute_fa.reference.dense import Window
 from cute_fa.reference.events import interleave
-from cute_fa.reference.operands import Operands
+from cute_fa.reference.operands import Operands, attention_by
 
 NEG_INF = float("-inf")
 LOAD = -1
@@ -175,11 +174,9 @@ def _not_issued() -> Tensor:
 class _Problem:
     """Inputs by head, and what every strip needs of them."""
 
-    def __init__(
-        self, operands: Operands, softcap: float, p_dtype: torch.dtype, num_consumers: int
-    ) -> None:
-        self.q, self.k, self.v, self.scale, self.visible = operands
-        self.softcap, self.p_dtype, self.num_consumers = softcap, p_dtype, num_consumers
+    def __init__(self, operands: Operands, num_consumers: int) -> None:
+        self.q, self.k, self.v, self.scale, self.softcap, self.visible, self.p_dtype = operands
+        self.num_consumers = num_consumers
 
     def score(self, s: Tensor) -> Tensor:
         """Scores of raw products."""
@@ -225,33 +222,25 @@ class _Strip:
         lse[:, :, self.rows] = self.row_max + torch.log(self.row_sum)  # −inf − inf: nothing seen
 
 
+@attention_by
 def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    operands: Operands,
     *,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: Window = (-1, -1),
-    softcap: float = 0.0,
     tile_m: int = 128,
     tile_n: int = 128,
     num_consumers: int = 2,
     stages: int = 2,
 ) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp by FA3's schedule; arguments and results as ``fa1.forward``.
+    """Attention and its log-sum-exp by FA3's schedule.
 
     Args:
         num_consumers: strips that a row tile is cut into.
         stages: depth of the K ring and of the V ring.
     """
-    operands = Operands.of(
-        q, k, v, softmax_scale=softmax_scale, causal=causal, window_size=window_size
-    )
     visible = operands.visible
     seqlen_q, seqlen_k = visible.shape
-    problem = _Problem(operands, softcap, q.dtype, num_consumers)
-    out = problem.q.new_empty(*problem.q.shape[:-1], v.shape[-1])  # (B, Hq, Sq, Dv)
+    problem = _Problem(operands, num_consumers)
+    out = problem.q.new_empty(*problem.q.shape[:-1], problem.v.shape[-1])  # (B, Hq, Sq, Dv)
     lse = problem.q.new_empty(problem.q.shape[:-1])  # (B, Hq, Sq)
     for m_start in range(0, seqlen_q, tile_m):
         rows = slice(m_start, min(m_start + tile_m, seqlen_q))
@@ -262,4 +251,4 @@ def forward(
             tile.run(event)
         for strip in tile.strips:
             strip.finish(out, lse)
-    return out.transpose(1, 2).to(q.dtype), lse
+    return out, lse

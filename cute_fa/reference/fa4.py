@@ -31,9 +31,8 @@ from cute_fa.exp2 import (
     MIN_EXPONENT,
     polynomial_pairs,
 )
-from cute_fa.reference.dense import Window
 from cute_fa.reference.events import interleave
-from cute_fa.reference.operands import Operands
+from cute_fa.reference.operands import Operands, attention_by
 
 NEG_INF = float("-inf")
 LOG2_E = math.log2(math.e)
@@ -343,15 +342,10 @@ def _tile(plan: _Plan, rows_of_tile: slice, num_q_tiles: int, blocks: list[slice
     return _Tile(plan, q_tiles, blocks)
 
 
+@attention_by
 def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    operands: Operands,
     *,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: Window = (-1, -1),
-    softcap: float = 0.0,
     tile_m: int = 256,
     tile_n: int = 128,
     num_q_tiles: int = 2,
@@ -360,7 +354,7 @@ def forward(
     rescale_threshold: float = 8.0,
     counts: RescaleCounts | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp by FA4's schedule; arguments and results as ``fa1.forward``.
+    """Attention and its log-sum-exp by FA4's schedule.
 
     Args:
         num_q_tiles: what a tile of ``tile_m`` rows is cut into, 1 or 2.
@@ -370,9 +364,7 @@ def forward(
         rescale_threshold: growth of a row's maximum that O is not rescaled for, in log2 units.
         counts: where to count rescales.
     """
-    mQ, mK, mV, scale, visible = Operands.of(
-        q, k, v, softmax_scale=softmax_scale, causal=causal, window_size=window_size
-    )
+    mQ, mK, mV, scale, softcap, visible, dtype = operands
     seqlen_q, seqlen_k = visible.shape
     # The kernel's factors are fp32; a negative scale negates Q.
     in_fp32 = torch.tensor(scale, dtype=mQ.dtype)
@@ -382,7 +374,7 @@ def forward(
         k=mK,
         v=mV,
         visible=visible,
-        p_dtype=q.dtype,
+        p_dtype=dtype,
         scale_log2=float(magnitude) if softcap == 0 else softcap * LOG2_E,
         cap_factor=scale / softcap if softcap > 0 else None,
         tile_n=tile_n,
@@ -391,7 +383,7 @@ def forward(
         cubic=is_cubic(tile_n, pairs_per_chunk if mQ.dtype == torch.float32 else 0),
         counts=counts or RescaleCounts(),
     )
-    out = plan.q.new_empty(*plan.q.shape[:-1], v.shape[-1])  # (B, Hq, Sq, Dv)
+    out = plan.q.new_empty(*plan.q.shape[:-1], mV.shape[-1])  # (B, Hq, Sq, Dv)
     lse = plan.q.new_empty(plan.q.shape[:-1])  # (B, Hq, Sq)
     for start in range(0, seqlen_q, tile_m):
         rows = slice(start, start + tile_m)
@@ -401,4 +393,4 @@ def forward(
         for event in schedule(len(blocks), num_q_tiles, stages):
             tile.run(event)
         tile.finish(out, lse)
-    return out.transpose(1, 2).to(q.dtype), lse
+    return out, lse
