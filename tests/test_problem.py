@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,19 +12,11 @@ import pytest
 from cute_fa.errors import CuteFAError, InvalidArgumentError, InvalidTypeError
 from cute_fa.problem import AttentionProblem, check_scalar, normalise_window
 
+BASE = AttentionProblem(2, 5, 7, 4, 2, 16, 8, "float16")
+
 
 def problem(**changes):
-    values = {
-        "batch": 2,
-        "seqlen_q": 5,
-        "seqlen_k": 7,
-        "heads_q": 4,
-        "heads_k": 2,
-        "head_dim": 16,
-        "head_dim_v": 8,
-        "dtype": "float16",
-    }
-    return AttentionProblem(**{**values, **changes})
+    return replace(BASE, **changes)
 
 
 def visible(p, i, j):

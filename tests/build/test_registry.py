@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,11 @@ from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import TARGETS
 from cute_fa.varlen import VarlenProblem
 
+BASE = AttentionProblem(2, 100, 130, 4, 2, 64, 64, "bfloat16")
+
 
 def problem(**changes: Any) -> AttentionProblem:
-    fields: dict[str, Any] = {
-        "batch": 2,
-        "seqlen_q": 100,
-        "seqlen_k": 130,
-        "heads_q": 4,
-        "heads_k": 2,
-        "head_dim": 64,
-        "head_dim_v": 64,
-        "dtype": "bfloat16",
-    }
-    return AttentionProblem(**{**fields, **changes})
+    return replace(BASE, **changes)
 
 
 @pytest.mark.parametrize("arch", COMPILED)

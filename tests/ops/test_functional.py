@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import doctest
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,18 +32,11 @@ from cute_fa.testing.cases import call_arguments
 BOTH = pytest.mark.parametrize("generation", ["fa2", "fa1"])
 
 
+BASE = AttentionProblem(1, 70, 90, 2, 1, 64, 64, "bfloat16")
+
+
 def problem(**changes):
-    values = {
-        "batch": 1,
-        "seqlen_q": 70,
-        "seqlen_k": 90,
-        "heads_q": 2,
-        "heads_k": 1,
-        "head_dim": 64,
-        "head_dim_v": 64,
-        "dtype": "bfloat16",
-    }
-    return AttentionProblem(**{**values, **changes})
+    return replace(BASE, **changes)
 
 
 def run(p, inputs, **options):

@@ -17,17 +17,7 @@ from tests.ops.gpu_stand_in import gpu_stands_in, key_for
 
 
 def make_call(backend="cuda", **changes):
-    values = {
-        "batch": 2,
-        "seqlen_q": 5,
-        "seqlen_k": 7,
-        "heads_q": 4,
-        "heads_k": 2,
-        "head_dim": 16,
-        "head_dim_v": 24,
-        "dtype": "bfloat16",
-    }
-    problem = AttentionProblem(**{**values, **changes})
+    problem = replace(AttentionProblem(2, 5, 7, 4, 2, 16, 24, "bfloat16"), **changes)
     has_work = bool(problem.batch and problem.seqlen_q and problem.seqlen_k)
     call = Call(problem, "fa1", get_target("sm_80"), backend, has_work)
     p = problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,19 +23,11 @@ from cute_fa.testing import (
 )
 from cute_fa.testing.cases import call_arguments
 
+BASE = AttentionProblem(2, 9, 14, 4, 2, 16, 24, "bfloat16")
+
 
 def problem(**changes):
-    values = {
-        "batch": 2,
-        "seqlen_q": 9,
-        "seqlen_k": 14,
-        "heads_q": 4,
-        "heads_k": 2,
-        "head_dim": 16,
-        "head_dim_v": 24,
-        "dtype": "bfloat16",
-    }
-    return AttentionProblem(**{**values, **changes})
+    return replace(BASE, **changes)
 
 
 def exact(inputs, p):
