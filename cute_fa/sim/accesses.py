@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
-from cute_fa.ptx import Imm, Instr
+from cute_fa.ptx import Imm, Instr, Kernel
 
 _TYPE = re.compile(r"(?:b|u|s|f|bf)(\d+)(x2)?")
 _VECTOR = re.compile(r"v(\d)")
@@ -49,6 +50,17 @@ def space_of(parts: tuple[str, ...]) -> str:
 def is_strong(instr: Instr) -> bool:
     """Whether the access is atomic, volatile or otherwise strong."""
     return instr.op in ("atom", "red") or not STRONG.isdisjoint(instr.parts)
+
+
+@lru_cache(maxsize=64)
+def has_shared_atomics(kernel: Kernel) -> bool:
+    """Whether the kernel has atomics or reductions that may be on shared memory."""
+    return any(
+        instr.op in ("atom", "red")
+        and "async" not in instr.parts
+        and space_of(instr.parts) in ("shared", "generic")
+        for instr in kernel.body
+    )
 
 
 def shared_access_bytes(instr: Instr) -> int | None:

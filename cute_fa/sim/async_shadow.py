@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from cute_fa.ptx import Instr
 from cute_fa.sim import hazards
+from cute_fa.sim.accesses import is_strong
+from cute_fa.sim.engines import is_generic
 from cute_fa.sim.isa import Subsystem, subsystem
 from cute_fa.sim.race import IN_FLIGHT, LIVE_BARRIER, NEVER, Clocks
 
@@ -61,6 +64,8 @@ class AsyncShadow(Subsystem):
         self.wave = wave
         self.row_bytes = wave.smem.shape[1]
         self.reading: list[tuple[int, Area]] = []
+        self._reducing: np.ndarray | None = None
+        self._before: np.ndarray | None = None
         self.wants_read_fences = wave.options.checks_rule(OVERWRITE_RULE)
 
     @property
@@ -95,18 +100,24 @@ class AsyncShadow(Subsystem):
             return self.span(slot, first * CHUNK, (stop - first) * CHUNK)
         return self.chunks(slot, chunks)
 
-    def begin_write(self, ctx: BlockContext, issuer: Issuer, area: Area) -> None:
-        """An engine starts to fill an area."""
+    def begin_write(
+        self, ctx: BlockContext, issuer: Issuer, area: Area, *, reduces: bool = False
+    ) -> None:
+        """An engine starts to fill an area, or to reduce into it."""
         shadow = self.shadow
         clocks = shadow._clocks()
         seen, fenced = self._knowledge(clocks, issuer)
+        if is_generic(ctx.instr):
+            fenced = seen
         stamps = shadow._writes[area.granules]
+        if reduces:
+            stamps = self._begin_reduction(area, stamps)
         self._check_writes(ctx, issuer, area, stamps, seen, fenced, reading=False)
         earlier = shadow._reads[:, area.granules].max(axis=1)
         late = (earlier >= seen) & (earlier != 0)
         if late.any():
             self._report_readers(ctx, issuer, area, earlier, late)
-        if self.wants_read_fences:
+        if self.wants_read_fences and not is_generic(ctx.instr):
             unfenced = (earlier >= fenced) & (earlier != 0) & ~late
             for agent in np.flatnonzero(unfenced):
                 stamp = int(earlier[agent]) + int(agent)
@@ -116,6 +127,28 @@ class AsyncShadow(Subsystem):
                     text += " write"
                     self._report(ctx, OVERWRITE_RULE, text, issuer, area, stamp, "read")
         shadow._writes[area.granules] = IN_FLIGHT + int(clocks.agent[issuer.first, issuer.slot])
+
+    def _begin_reduction(self, area: Area, stamps: np.ndarray) -> np.ndarray:
+        """The stamps of an area as they were before the reductions that are on their way to it.
+
+        Reductions to one place may overlap: none of them is a write that the next one disturbs.
+        """
+        if self._reducing is None or self._before is None:
+            self._reducing = np.zeros(self.shadow._writes.shape, np.uint16)
+            self._before = np.zeros(self.shadow._writes.shape, np.uint32)
+            self.shadow.followers.append(partial(self._before.fill, 0))  # all is in order then
+        counts = self._reducing[area.granules]
+        stamps = np.where(counts > 0, self._before[area.granules], stamps)
+        self._before[area.granules] = stamps
+        self._reducing[area.granules] = counts + 1
+        return stamps
+
+    def reduced_into(self, index: np.ndarray, nbytes: int) -> np.ndarray | None:
+        """Elements (as for :meth:`SharedShadow.read`) that reductions are on their way to."""
+        if self._reducing is None:
+            return None
+        counts = self._reducing.reshape(-1, nbytes // self.shadow.granule)
+        return np.asarray(counts.max(axis=1)[index] > 0)
 
     def finish_write(self, area: Area, row: int, slot: int, instr: Instr) -> tuple[int, np.uint32]:
         """The bytes have arrived and somebody knows it: they count as a write of an agent row.
@@ -127,7 +160,14 @@ class AsyncShadow(Subsystem):
         clocks = shadow._clocks()
         agent = int(clocks.agent[row, slot])
         event = clocks.access(instr.index)
-        shadow._writes[area.granules] = event + np.uint32(agent)
+        stamp = event + np.uint32(agent)
+        if self._reducing is not None:
+            left = self._reducing[area.granules]
+            left = np.where(left > 0, left - np.uint16(1), left)
+            self._reducing[area.granules] = left
+            shadow._writes[area.granules] = np.where(left, shadow._writes[area.granules], stamp)
+        else:
+            shadow._writes[area.granules] = stamp
         return agent, np.uint32(event + np.uint32(clocks.agents))
 
     def begin_read(self, ctx: BlockContext, issuer: Issuer, area: Area, row: int) -> None:
@@ -208,12 +248,24 @@ class AsyncShadow(Subsystem):
                 text = "the async proxy accesses bytes whose copy has not been waited for"
                 self._report(ctx, rule, text, issuer, area)
             elif number >= int(seen[agent]):
+                if self._may_overlap(ctx.instr, number):
+                    continue
                 text = "an asynchronous access is not ordered after another agent's write"
                 self._report(ctx, "shared-race", text, issuer, area, number, "write")
             elif number >= int(fenced[agent]):
                 text = "no fence.proxy.async between the threads' write and the async proxy's"
                 text += " read" if reading else " write"
                 self._report(ctx, "missing-proxy-fence", text, issuer, area, number, "write")
+
+    def _may_overlap(self, instr: Instr, stamp: int) -> bool:
+        """Whether the access with that stamp and ``instr`` are atomic by the same proxy."""
+        number = self.shadow._clocks().instruction(stamp)
+        if number is None:
+            return False
+        before = self.wave.kernel.body[number]
+        if instr.op == "cp":
+            return before.op == "cp" and "reduce" in before.parts and "reduce" in instr.parts
+        return instr.op == "red" and before.op != "cp" and is_strong(before)
 
     def _report_readers(
         self,
@@ -225,6 +277,8 @@ class AsyncShadow(Subsystem):
     ) -> None:
         for agent in np.flatnonzero(late):
             stamp = int(earlier[agent])
+            if self._may_overlap(ctx.instr, stamp):
+                continue
             if stamp >= IN_FLIGHT:
                 text = "a copy begins to fill shared memory that an engine still reads"
                 self._report(ctx, "overwrite-while-reading", text, issuer, area)

@@ -128,7 +128,7 @@ def land(
     tasks: AsyncTasks = ctx.subsystem(AsyncTasks.name)
     for target in targets:
         if target.area is not None:
-            areas.begin_write(ctx, issuer, target.area)
+            areas.begin_write(ctx, issuer, target.area, reduces=merge is not None)
         if not tasks.eager and merge is None:
             target.spoil()
     instr = ctx.instr

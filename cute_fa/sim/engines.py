@@ -6,7 +6,9 @@ Behind a CTA's warps stand, as agent rows of :class:`cute_fa.sim.race.Clocks`:
   the first one only, since a CTA has one queue for it;
 * ``LANDING_ROWS`` rows under which copies that signal an mbarrier write: a barrier uses one of
   them, so that waiting on one barrier does not order what another one announces;
-* one row for the bulk copies that read shared memory.
+* one row for the bulk copies that read shared memory;
+* in kernels with ``st.async`` and ``red.async``, ``LANDING_ROWS`` more for those: they write by the
+  generic proxy, unlike all other engines.
 """
 
 from __future__ import annotations
@@ -47,9 +49,22 @@ def uses_tensor_memory(kernel: Kernel) -> bool:
     return any(instr.op == "tcgen05" for instr in kernel.body)
 
 
+def is_generic(instr: Instr) -> bool:
+    """Whether it is ``st.async`` or ``red.async``, which do without the async proxy."""
+    return instr.op in ("st", "red") and instr.parts[1] == "async"
+
+
+@lru_cache(maxsize=64)
+def generic_rows(kernel: Kernel) -> int:
+    """The last agent rows of a CTA: those that write by the generic proxy."""
+    return LANDING_ROWS if any(map(is_generic, kernel.body)) else 0
+
+
 def engine_rows(kernel: Kernel, warps: int) -> int:
     """Agent rows per CTA behind those of its warps."""
-    return warpgroups(warps) + LANDING_ROWS + 1 if uses_engines(kernel) else 0
+    if not uses_engines(kernel):
+        return 0
+    return warpgroups(warps) + LANDING_ROWS + 1 + generic_rows(kernel)
 
 
 def warpgroups(warps: int) -> int:
@@ -62,9 +77,10 @@ def tensor_row(warps: int, warpgroup: int) -> int:
     return warps + warpgroup
 
 
-def landing_row(warps: int, barrier: int) -> int:
-    """Agent row of the copies that signal the CTA's barrier number ``barrier``."""
-    return warps + warpgroups(warps) + barrier % LANDING_ROWS
+def landing_row(warps: int, barrier: int, instr: Instr) -> int:
+    """Agent row of the copies by ``instr`` that signal the CTA's barrier number ``barrier``."""
+    first = bulk_row(warps) + 1 if is_generic(instr) else warps + warpgroups(warps)
+    return first + barrier % LANDING_ROWS
 
 
 def bulk_row(warps: int) -> int:

@@ -372,13 +372,13 @@ class Mbarriers(Subsystem):
         if clocks is None:
             bar.landed = []
             return
-        row = landing_row(self.wave.num_warps, bar.number)
         if bar.landed:
             if bar.released is None:
                 bar.released = np.zeros(clocks.columns, np.uint32)
             else:
                 bar.released = bar.released.copy()
         for area, instr in bar.landed:
+            row = landing_row(self.wave.num_warps, bar.number, instr)
             agent, limit = areas.finish_write(area, row, bar.slot, instr)
             assert bar.released is not None
             bar.released[agent] = limit

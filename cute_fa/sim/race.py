@@ -49,6 +49,7 @@ class Clocks:
         ranks: rank of each slot's CTA in its cluster, ``(R,)``.
         cluster_size: CTAs per cluster; clocks relate the agents of one cluster.
         engines: asynchronous agents per CTA; agent rows ``warps …``.
+        generic: how many of them, the last ones, write by the generic proxy.
         proxies: also keep what is ordered by a proxy fence: ``seen`` then has ``agents`` more
             columns, which travel with releases and acquires (see :meth:`fence`).
         maps: the same for fences between the generic and the tensor map proxy.
@@ -79,6 +80,7 @@ class Clocks:
         tensor: bool = False,
         announced: bool = False,
         maps: bool = False,
+        generic: int = 0,
     ) -> None:
         self.rows = warps + engines
         self.agents = self.rows * cluster_size
@@ -97,7 +99,8 @@ class Clocks:
             self._own |= column == self.agent[..., None] + np.uint32(self.tensor.start)
         self._by_engine = np.zeros(self.columns, bool)
         if self.fenced is not None:
-            self._by_engine[self.fenced] = column[: self.agents] % self.rows >= warps
+            row = column[: self.agents] % self.rows
+            self._by_engine[self.fenced] = (row >= warps) & (row < self.rows - generic)
         self._restart(0)
         self._events = array("I", [_NO_INSTRUCTION])
         self._most_events = min(IN_FLIGHT // self.agents - 1, MOST_EVENTS)
@@ -141,7 +144,8 @@ class Clocks:
         self._restart(2 * self.agents)
 
     def _restart(self, limit: int) -> None:
-        """Order everything before ``limit`` for everybody; engines' writes need no proxy fence."""
+        """Order everything before ``limit`` for everybody; the async proxy's writes need no
+        proxy fence."""
         self.seen[...] = limit
         self.seen[self._own] = IN_FLIGHT
         self.seen[..., self._by_engine] = IN_FLIGHT

@@ -21,8 +21,8 @@ import numpy as np
 
 from cute_fa.ptx import Instr, Kernel
 from cute_fa.sim import hazards
-from cute_fa.sim.accesses import is_strong, shared_access_bytes
-from cute_fa.sim.engines import engine_rows, uses_tensor_memory
+from cute_fa.sim.accesses import has_shared_atomics, is_strong, shared_access_bytes
+from cute_fa.sim.engines import engine_rows, generic_rows, uses_tensor_memory
 from cute_fa.sim.isa import Subsystem, subsystem
 from cute_fa.sim.race import IN_FLIGHT, LIVE_BARRIER, NEVER, Clocks
 from cute_fa.sim.tensor_map_changes import RULE as MAP_RULE
@@ -94,7 +94,9 @@ class SharedShadow(Subsystem):
             tensor=tensor,
             announced=tensor and STRICT_RULE in wanted,
             maps=MAP_RULE in wanted and changes_maps(wave.kernel),
+            generic=generic_rows(wave.kernel),
         )
+        self._has_atomics = has_shared_atomics(wave.kernel)
         self._granules = wave.smem.nbytes // granule
         self._writes = np.full(self._granules, NEVER, np.uint32)
         self._reads = np.zeros((self.clocks.agents, self._granules), np.uint32)
@@ -112,6 +114,8 @@ class SharedShadow(Subsystem):
         worst = stamps.reshape(*index.shape[:2], -1).max(axis=-1)
         if not (worst < clocks.floor[w0:w1, c0:c1]).all():
             self._examine_read(ctx, index, nbytes, stamps, mask)
+        if self._has_atomics and not is_strong(ctx.instr):
+            self._check_atomics(ctx, index, nbytes, mask)
         rows = index + self._row_offsets(nbytes, ctx.rect)
         stamp = np.full(count, clocks.access(ctx.instr.index), np.uint32).view(reads.dtype)[0]
         reads[rows if mask is None else rows[mask]] = stamp
@@ -277,6 +281,26 @@ class SharedShadow(Subsystem):
             text = "shared memory is read while a copy to it has not been waited for"
             self._report_flying(ctx, "read-before-arrival", text, flying, stamps, index, nbytes)
         self._report_race(ctx, race, stamps, "write", index, nbytes)
+
+    def _check_atomics(self, ctx: BlockContext, index: np.ndarray, nbytes: int, mask: Mask) -> None:
+        """A read and all atomics before it: the stamp of a write only tells of the last of them,
+        and they need no order among themselves. Each has left the stamp of its own read."""
+        clocks = self._clocks()
+        _, reads, count = self._view(nbytes)
+        w0, w1, c0, c1 = ctx.rect
+        earlier = reads.reshape(clocks.agents, -1).take(index, axis=1).view(np.uint32)
+        earlier = earlier.reshape(clocks.agents, *index.shape, count)
+        for agent, stamps in enumerate(earlier):
+            limit = clocks.seen[w0:w1, c0:c1, agent][..., None, None]
+            suspect = (stamps >= limit) & (stamps < IN_FLIGHT) & (stamps != 0)
+            if mask is not None:
+                suspect &= mask[..., None]
+            for stamp in np.unique(stamps[suspect]):
+                number = clocks.instruction(int(stamp))
+                if number is not None and self.wave.kernel.body[number].op in ("atom", "red"):
+                    these = suspect & (stamps == stamp)
+                    by = stamps + np.uint32(agent)
+                    self._report_race(ctx, these, by, "atomic", index, nbytes)
 
     def _examine_write(
         self,

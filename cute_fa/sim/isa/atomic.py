@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cute_fa import ptx
+from cute_fa.sim.async_shadow import AsyncShadow
 from cute_fa.sim.isa import Mask, effect, register_names
 from cute_fa.sim.isa.half import narrow, widen
 from cute_fa.sim.isa.load_store import MemoryAccess
@@ -20,6 +21,7 @@ from cute_fa.sim.memory import WORDS, poison
 from cute_fa.sim.shared_memory import fault_of
 
 if TYPE_CHECKING:
+    from cute_fa.sim.shadow import SharedShadow
     from cute_fa.sim.wave import BlockContext
 
 Combine = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -209,13 +211,29 @@ class Atomic(MemoryAccess):
         if not lanes.any():
             return
         if shared.shadow.active:
-            shared.shadow.read(ctx, index, self.nbytes, good)
-            shared.shadow.write(ctx, index, self.nbytes, good)
+            self._check_shared(ctx, shared.shadow, index, good, lanes)
         view = shared.flat.view(WORDS[self.element])
         old = self._turns(
             view, self._spread(index[lanes]), [v[lanes].reshape(-1) for v in values], False
         )
         found[lanes] = old.reshape(-1, self.count)
+
+    def _check_shared(
+        self,
+        ctx: BlockContext,
+        shadow: SharedShadow,
+        index: np.ndarray,
+        good: Mask,
+        lanes: np.ndarray,
+    ) -> None:
+        """A read and a write, but where ``red.async`` is on its way, which atomics may overlap."""
+        reduced = ctx.subsystem(AsyncShadow.name).reduced_into(index, self.nbytes)
+        if reduced is not None and reduced.any():
+            good = lanes & ~reduced
+            if not good.any():
+                return
+        shadow.read(ctx, index, self.nbytes, good)
+        shadow.write(ctx, index, self.nbytes, good)
 
     def _global(
         self,

@@ -84,8 +84,6 @@ class _AsyncWrite(Decoded):
             text = "the store and its mbarrier are in different CTAs"
             report_warp(ctx, "bulk-operands", text, slot, warp, address=address)
         place = Target.bytes(ctx, target, offset, self.nbytes, bar)
-        if self.merge is not None:
-            place.area = None  # reductions to one place may overlap
         land(ctx, Issuer(slot, warp, warp + 1), [place], lambda: data, merge=self.merge)
 
 
@@ -104,8 +102,6 @@ class StoreAsync(_AsyncWrite):
 class ReduceAsync(_AsyncWrite):
     """``red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.op.type [a], b,
     [mbar]``.
-
-    Races of reductions with other accesses are not looked for.
     """
 
     def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:

@@ -6,7 +6,7 @@ import pytest
 from cute_fa.errors import UnsupportedError
 from tests.sim.test_cluster import POLICIES, RANKS, SYNC, program
 from tests.sim.test_mbarrier import init, wait
-from tests.sim.tiny import run
+from tests.sim.tiny import Result, run
 
 REDUCTIONS = {
     "add.u32": lambda old, new: old + new,
@@ -68,6 +68,135 @@ def test_a_reduction_of_64_bits() -> None:
     )
     got = program(body, words=2)
     assert set(got.out.view(np.uint64).reshape(-1).tolist()) == {0xFFFFFFFF + 64}
+
+
+INTO_ONE = (
+    init(1)
+    + RANKS
+    + "setp.eq.and.u32 %p2, %r10, 0, %p0;\n"
+    + "@%p2 mbarrier.arrive.expect_tx.shared.b64 _, [%smem], {nbytes};\n"
+    + "fence.mbarrier_init.release.cluster;\n"
+    + "{first}"
+    + SYNC
+    + """
+    mapa.shared::cluster.u32 %r20, %smem, 0;
+    add.u32 %r21, %r20, %r14;
+    setp.eq.u32 %p1, %r10, 0;
+    {own}
+    @!%p1 red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.add.u32
+        [%r21+1024], %r10, [%r20];
+    {early}
+    @!%p1 bra END;
+    """
+    + wait(0).replace("{", "{{").replace("}", "}}")
+    + """
+    ld.shared.b32 %r22, [%r15+1024]; st.global.b32 [%out], %r22;
+    END:
+    """
+    + SYNC
+)
+"""CTAs 1 to 3 add their ranks to words of CTA 0, which hold 100."""
+FILLED = "st.shared.b32 [%r15+1024], 100;\n"
+
+
+def add_into_one(**parts: object) -> Result:
+    words = {"nbytes": 3 * 128, "first": FILLED, "own": "", "early": ""}
+    options = {name: parts.pop(name) for name in ("completion", "seed") if name in parts}
+    return program(INTO_ONE.format(**{**words, **parts}), **options)
+
+
+@POLICIES
+@pytest.mark.parametrize("own", ["", "@%p1 red.shared.add.u32 [%r15+1024], 5;"])
+def test_reductions_to_one_place_may_overlap(own: str, completion: str) -> None:
+    """With each other and with the target's own atomics."""
+    got = add_into_one(own=own, completion=completion, seed=4)
+    assert got.rules == []
+    assert got.out[:32, 0].tolist() == [100 + 6 + 5 * bool(own)] * 32
+
+
+ASYNC_MISTAKES = {
+    "a read that does not wait": (
+        {"early": "@%p1 ld.shared.b32 %r23, [%r15+1024];"},
+        {"read-before-arrival", "shared-race"},
+    ),
+    "a store that does not wait": (
+        {"early": "@%p1 st.shared.b32 [%r15+1024], 1;"},
+        {"write-while-copy-in-flight", "shared-race"},
+    ),
+    "nothing orders what was there before": (
+        {"first": "", "own": "@%p1 " + FILLED},
+        {"write-while-copy-in-flight", "shared-race"},
+    ),
+    "a read that may come too late": (
+        {"own": "@%p1 ld.shared.b32 %r23, [%r15+1024];"},
+        {"read-before-arrival", "shared-race"},
+    ),
+    "one CTA is not waited for": (
+        {"nbytes": 2 * 128},
+        {"mbarrier-overrun", "mbarrier-transactions", "read-before-arrival"},
+    ),
+}
+
+
+@POLICIES
+@pytest.mark.parametrize("mistake", ASYNC_MISTAKES)
+def test_races_of_asynchronous_reductions(mistake: str, completion: str) -> None:
+    parts, rules = ASYNC_MISTAKES[mistake]
+    assert not rules.isdisjoint(add_into_one(**parts, completion=completion, seed=4).rules)
+
+
+ACROSS_PROXIES = (
+    init(1)
+    + "@%p0 mbarrier.arrive.expect_tx.shared.b64 _, [%smem], 128;\n"
+    + "fence.mbarrier_init.release.cluster;\n"
+    + RANKS
+    + "st.shared.b32 [%r15+1024], %tid;\n"
+    + SYNC
+    + """
+    mapa.shared::cluster.u32 %r20, %smem, %r12;
+    st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%r13+1024], %lane, [%r20];
+    """
+    + wait(0).replace("{", "{{").replace("}", "}}")
+    + """
+    {fence}
+    bar.sync 0;
+    add.u32 %r21, %smem, 1024;
+    @%p0 cp.async.bulk.global.shared::cta.bulk_group [%out], [%r21], 128;
+    @%p0 cp.async.bulk.commit_group;
+    @%p0 cp.async.bulk.wait_group 0;
+    """
+    + SYNC
+)
+
+
+@POLICIES
+@pytest.mark.parametrize("fence", ["", "fence.proxy.async.shared::cta;"])
+def test_asynchronous_stores_use_the_generic_proxy(fence: str, completion: str) -> None:
+    """Where threads wrote before they need no proxy fence; a bulk copy of what they wrote does."""
+    got = program(ACROSS_PROXIES.format(fence=fence), completion=completion, seed=5)
+    assert got.rules == ([] if fence else ["missing-proxy-fence"])
+    assert got.out.reshape(4, 32).tolist() == [list(range(32))] * 4
+
+
+@POLICIES
+@pytest.mark.parametrize("barrier", ["bar.sync 0;", SYNC])
+def test_every_atomic_has_to_come_before_a_read(barrier: str, completion: str) -> None:
+    """CTAs add to one word, which CTA 0 reads: behind its own barrier or behind the cluster's."""
+    body = (
+        RANKS
+        + "st.shared.b32 [%smem+1024], 0;\n"
+        + SYNC
+        + "mapa.shared::cluster.u32 %r20, %smem, 0;\n"
+        + "red.relaxed.cluster.shared::cluster.add.u32 [%r20+1024], 1;\n"
+        + f"{barrier}\nsetp.eq.u32 %p1, %r10, 0;\n"
+        + "@%p1 ld.shared.b32 %r22, [%smem+1024];\n@%p1 st.global.b32 [%out], %r22;\n"
+        + SYNC
+    )
+    got = program(body, completion=completion, seed=6)
+    if barrier == SYNC:
+        assert got.rules == [] and set(got.out[:32, 0].tolist()) == {128}
+    else:
+        assert set(got.rules) == {"shared-race"}
 
 
 @pytest.mark.parametrize("address", ["%smem", "%rd5"])
