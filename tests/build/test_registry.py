@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedEr
 from cute_fa.problem import AttentionProblem, KernelVariant
 from cute_fa.target import TARGETS
 from cute_fa.varlen import VarlenProblem
+from tests.processes import run_python
 
 BASE = AttentionProblem(2, 100, 130, 4, 2, 64, 64, "bfloat16")
 
@@ -191,10 +190,7 @@ def test_asking_the_registry_loads_neither_torch_nor_the_dsl() -> None:
         "assert all(can_run(p, 'sm_80', g).ok for g in ('fa1', 'fa2', 'auto'))\n"
         "print(*(m for m in ('torch', 'cutlass', 'numpy', 'tvm_ffi') if m in sys.modules))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == ""
+    assert run_python(program).stdout.strip() == ""
 
 
 def test_the_table_has_a_row_per_kernel_of_json_values() -> None:

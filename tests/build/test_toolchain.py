@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ import pytest
 from cute_fa.build import toolchain as tools
 from cute_fa.build.toolchain import check_loaded_flavour, installed_flavours, toolchain
 from cute_fa.errors import CompileError, MissingToolError
+from tests.processes import run_python
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,7 @@ def test_the_prediction_is_what_the_dsl_loads() -> None:
         "check_loaded_flavour(toolchain().flavour)\n"
         "print(toolchain().dsl == cutlass.__version__)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "True"
+    assert run_python(program).stdout.strip() == "True"
 
 
 def test_another_flavour_than_predicted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

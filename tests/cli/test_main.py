@@ -13,6 +13,7 @@ import pytest
 from cute_fa.cli import main as cli
 from cute_fa.cli.main import COMMANDS, main
 from cute_fa.errors import CompileError, InvalidArgumentError, MissingToolError
+from tests.processes import run_python
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
@@ -138,9 +139,7 @@ def test_light_commands_load_no_heavy_package(argv: list[str]) -> None:
         "heavy = ('torch', 'numpy', 'cutlass', 'tvm_ffi')\n"
         "print(*(m for m in heavy if m in sys.modules), file=sys.stderr)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
+    result = run_python(program)
     assert result.stderr.strip() == ""
     assert result.stdout
 

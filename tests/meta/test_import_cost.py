@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.processes import run_python
 
 SHOW_HEAVY = (
     "import sys; print(*(m for m in ('torch', 'cutlass', 'numpy', 'tvm_ffi') if m in sys.modules))"
@@ -17,13 +16,7 @@ SHOW_HEAVY = (
     ["import cute_fa", "import cute_fa; dir(cute_fa)", "import cute_fa.cli.main"],
 )
 def test_no_heavy_import(program: str) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", f"{program}; {SHOW_HEAVY}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout.strip() == ""
+    assert run_python(f"{program}; {SHOW_HEAVY}").stdout.strip() == ""
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

@@ -6,8 +6,6 @@ import ctypes
 import os
 import re
 import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from cute_fa.errors import (
 from cute_fa.sim import hosts
 from cute_fa.sim.device import Device, current_device
 from cute_fa.target import TARGETS, get_target, runs_on
+from tests.processes import run_python
 from tests.sim import dsl_programs as programs
 
 STREAM = driver.CUstream(0)
@@ -293,13 +292,7 @@ def test_no_variable_and_no_import_order_is_needed() -> None:
         assert torch.equal(y, 3 * x), y
         print("ran", len(dev.launches))
     """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.stdout.strip() == "ran 1", result.stderr
+    assert run_python(program).stdout.strip() == "ran 1"
 
 
 # --- Questions about the device ---
