@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
@@ -144,6 +144,14 @@ class Decoded:
     def unsupported(self, why: str) -> UnsupportedInstruction:
         """The error to raise for a modifier or operand that is not implemented."""
         return UnsupportedInstruction(self.instr, why)
+
+    def refuse_unknown(
+        self, parts: Iterable[str], known: Collection[str], prefixes: tuple[str, ...] = ()
+    ) -> None:
+        """That no modifier is ignored: each is ``known``, or begins with one of ``prefixes``."""
+        for part in parts:
+            if part not in known and not part.startswith(prefixes):
+                raise self.unsupported(f"modifier .{part}")
 
     def literal(self, operand: ptx.Operand, what: str) -> int:
         """The value of an operand that PTX wants to be an integer constant."""

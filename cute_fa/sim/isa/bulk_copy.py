@@ -67,9 +67,7 @@ class BulkInstruction(Decoded):
         )
         known = {"cp", "reduce", "async", "bulk", "bulk_group", "multicast::cluster", *spaces}
         known |= {"mbarrier::complete_tx::bytes"} | REDUCTIONS | _IGNORED | self.allowed
-        for part in parts:
-            if part not in known:
-                raise self.unsupported(f"modifier .{part}")
+        self.refuse_unknown(parts, known)
         operands = list(instr.operands)
         if "L2::cache_hint" in parts:  # only a byte mask follows the policy
             operands.pop(-2 if "cp_mask" in parts else -1)

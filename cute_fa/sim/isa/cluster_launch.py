@@ -52,9 +52,7 @@ class TryCancel(Decoded):
         super().__init__(instr, kernel)
         known = {"clusterlaunchcontrol", "try_cancel", "async", "shared::cta", "b128"}
         known |= {"mbarrier::complete_tx::bytes", "multicast::cluster::all"}
-        for part in instr.parts:
-            if part not in known:
-                raise self.unsupported(f"modifier .{part}")
+        self.refuse_unknown(instr.parts, known)
         self.multicast = "multicast::cluster::all" in instr.parts
         self.sources = instr.operands[:2]
 

@@ -11,7 +11,12 @@ from typing import Any
 import numpy as np
 
 from cute_fa.sim.isa import library, pure
-from cute_fa.sim.isa.convert_small import emit_from_small, emit_to_pair, emit_to_small
+from cute_fa.sim.isa.convert_small import (
+    clamped_half,
+    emit_from_small,
+    emit_to_pair,
+    emit_to_small,
+)
 from cute_fa.sim.isa.half import join_halves, narrow, widen
 from cute_fa.sim.isa.minifloat import FORMATS
 from cute_fa.sim.isa.rounding import (
@@ -229,10 +234,7 @@ def _put_float(e: Any, expr: str, target: str) -> None:
     if target in ("f16", "bf16"):
         if target == "f16":
             expr = f"half_pattern({expr})"
-        if "satfinite" in e.parts:
-            expr = f"saturate_finite({expr}, {target!r})"
-        if "relu" in e.parts:
-            expr = f"relu_pattern({expr}, {target!r})"
+        expr = clamped_half(e, expr, target)
         if "sat" in e.parts:
             expr = f"half_op('max', 'sat', {target!r}, {expr}, {e.constant(0, 'u2')})"
         e.dst(expr, "u2")

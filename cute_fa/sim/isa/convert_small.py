@@ -166,6 +166,15 @@ def decode_fixed_pair(x: Array, scales: Array, saturate: bool, relu: bool) -> Ar
 # --- emitters, called by convert.emit_cvt ---------------------------------------------------------
 
 
+def clamped_half(e: Any, expr: str, kind: str) -> str:
+    """The pattern of a half as ``.satfinite`` and ``.relu`` want it."""
+    if "satfinite" in e.parts:
+        expr = f"saturate_finite({expr}, {kind!r})"
+    if "relu" in e.parts:
+        expr = f"relu_pattern({expr}, {kind!r})"
+    return expr
+
+
 def emit_to_pair(e: Any, kind: str) -> None:
     """``cvt.rn|rz|rs{.relu}{.satfinite}.f16x2|bf16x2.f32 d, a, b{, rbits}``."""
     a, b = e.src(1, "f4"), e.src(2, "f4")
@@ -183,11 +192,7 @@ def emit_to_pair(e: Any, kind: str) -> None:
             expr = f"float_to_float({text}, {kind!r}, {mode!r})"
             if kind == "f16":
                 expr = f"half_pattern({expr})"
-        if "satfinite" in e.parts:
-            expr = f"saturate_finite({expr}, {kind!r})"
-        if "relu" in e.parts:
-            expr = f"relu_pattern({expr}, {kind!r})"
-        halves.append(expr)
+        halves.append(clamped_half(e, expr, kind))
     e.dst(f"join_halves({halves[0]}, {halves[1]})", "u4")
 
 

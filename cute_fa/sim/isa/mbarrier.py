@@ -65,9 +65,7 @@ class _MbarrierInstruction(Decoded):
     def __init__(self, instr: ptx.Instr, kernel: ptx.Kernel) -> None:
         super().__init__(instr, kernel)
         known = {"b64", "cta", "cluster", "relaxed", "release", "acquire"}
-        for part in instr.parts[2:]:
-            if part not in known | self.allowed and not part.startswith("shared"):
-                raise self.unsupported(f"modifier .{part}")
+        self.refuse_unknown(instr.parts[2:], known | self.allowed, ("shared",))
         self.relaxed = "relaxed" in instr.parts
 
     def barriers(

@@ -72,9 +72,7 @@ class _Access(Decoded):
             raise self.unsupported(f"repeat factor .x{self.repeat} of shape .{self.shape}")
         self.packed = f"{self.pack}::16b" in parts
         known = {"sync", "aligned", self.shape, f"x{self.repeat}", f"{self.pack}::16b"}
-        unknown = [part for part in parts if part not in known | self.modifiers]
-        if unknown:
-            raise self.unsupported(f"modifier .{unknown[0]}")
+        self.refuse_unknown(parts, known | self.modifiers)
         self.registers = self.form.registers * self.repeat
         self.columns = self.form.columns * self.repeat * (2 if self.packed else 1)
         self.split = 0

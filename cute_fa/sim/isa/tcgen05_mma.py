@@ -126,10 +126,8 @@ class TensorMma(ThreadIssued):
 
     def _modifiers(self) -> None:
         known = {"tcgen05", "mma", "ws", "ashift", "block_scale", "block16", "block32"}
-        for part in self.instr.parts:
-            free = part.startswith(("cta_group::", "kind::", "collector::", "scale_vec::"))
-            if part not in known and not free:
-                raise self.unsupported(f"modifier .{part}")
+        prefixes = ("cta_group::", "kind::", "collector::", "scale_vec::")
+        self.refuse_unknown(self.instr.parts, known, prefixes)
         if (self.kind in BLOCK_SCALED) != ("block_scale" in self.instr.parts):
             raise self.unsupported(".block_scale has to go with the mx kinds")
         collectors = [part for part in self.instr.parts if part.startswith("collector::")]
@@ -361,9 +359,7 @@ class TensorCommit(ThreadIssued):
         super().__init__(instr, kernel)
         known = {"tcgen05", "commit", "mbarrier::arrive::one", "shared::cluster", "b64"}
         known |= {"multicast::cluster", "cta_group::1", "cta_group::2"}
-        for part in instr.parts:
-            if part not in known:
-                raise self.unsupported(f"modifier .{part}")
+        self.refuse_unknown(instr.parts, known)
         self.multicast = "multicast::cluster" in instr.parts
         if len(instr.operands) != 1 + self.multicast:
             raise self.unsupported("operands")
