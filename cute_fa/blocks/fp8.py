@@ -84,12 +84,21 @@ class Descales:
         """(descales, lengths) from what follows the stream (``blocks.signature``)."""
         if not plan.is_fp8:
             return Descales(), extras
-        return Descales(*extras[:3], plan.has_block_descales), extras[3:]
+        given, lengths = extras[:3], extras[3:]
+        if not plan.has_block_descales:
+            given = tuple(_with_one_block(x) for x in given)
+        return Descales(*given, plan.has_block_descales), lengths
 
     def at(self, batch: cutlass.Int32, head_kv: cutlass.Int32) -> HeadDescales:
         """Those of one K/V head."""
         of_head = (None if x is None else x[batch, head_kv, None] for x in (self.q, self.k, self.v))
         return HeadDescales(*of_head, self.is_by_block)
+
+
+def _with_one_block(descale: cute.Tensor) -> cute.Tensor:
+    """(B, Hk) as (B, Hk, 1)."""
+    one = cute.make_layout(1, stride=0)
+    return cute.make_tensor(descale.iterator, cute.append(descale.layout, one))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ stride, alignment) on each call.
 
 The stream comes from TVM-FFI's environment and is not passed. A kernel's ``__call__`` takes what
 follows it as ``*lengths``, for ``blocks.seqlen.sequences``. Of e4m3 inputs the output is bfloat16,
-and their descales, q, k, v (B, Hk, blocks) fp32 with any strides, stand before the lengths.
+and their descales, q, k, v (B, Hk) fp32 with any strides, or (B, Hk, blocks) for a kernel of block
+descales, stand before the lengths.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import cutlass
 from cutlass import cute
 from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream, make_fake_tensor
 
-from cute_fa.blocks.plan import ForwardPlan
+from cute_fa.blocks.plan import ForwardPlan, TmaForwardPlan
 from cute_fa.blocks.tiles import CHUNK_BYTES
 from cute_fa.problem import out_dtype
 
@@ -53,6 +54,10 @@ def fake_forward_arguments(config: ForwardPlan) -> tuple:
         order = tuple(reversed(range(len(shape))))
         return make_fake_compact_tensor(dtype, shape, stride_order=order)
 
+    def strided_freely(*shape):
+        strides = tuple(cute.sym_int64() for _ in shape)
+        return make_fake_tensor(cutlass.Float32, shape, strides, assumed_align=4)
+
     workspace = config.workspace(batch, seqlen_q, heads_q)
     lengths: tuple = ()
     if config.is_varlen:
@@ -69,14 +74,10 @@ def fake_forward_arguments(config: ForwardPlan) -> tuple:
             cutlass.Int32(0),
         )
     descales: tuple = ()
-    if element.width == 8:
+    if isinstance(config, TmaForwardPlan) and config.is_fp8:
+        by_block = config.has_block_descales
         descales = tuple(
-            make_fake_tensor(
-                cutlass.Float32,
-                (batch, heads_k, cute.sym_int()),
-                tuple(cute.sym_int64() for _ in range(3)),
-                assumed_align=4,
-            )
+            strided_freely(batch, heads_k, *((cute.sym_int(),) if by_block else ()))
             for _ in range(3)
         )
     return (

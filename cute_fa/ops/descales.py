@@ -35,10 +35,6 @@ class Descales(NamedTuple):
         """Their part of what ``plans.key_of`` takes: nothing if none is given."""
         return tuple(self) if any(x is not None for x in self) else ()
 
-    def arguments(self, batch: int, heads_k: int, device: torch.device) -> More:
-        """What a kernel for FP8 inputs wants of them: three of fp32 (B, Hk, blocks)."""
-        return as_arguments(self.more, ones(batch, heads_k, device))
-
     def given(self) -> Iterator[tuple[str, Tensor]]:
         """Those that are tensors, by the name of their argument."""
         for name, x in self._asdict().items():
@@ -50,15 +46,15 @@ NO_DESCALES = Descales()
 
 
 def ones(batch: int, heads_k: int, device: torch.device) -> Tensor:
-    """What a kernel takes for descales that are left out: (B, Hk, 1) in the memory of one."""
-    return torch.ones(1, 1, 1, device=device).expand(batch, heads_k, 1)
+    """What a kernel takes for descales that are left out: (B, Hk) in the memory of one."""
+    return torch.ones(1, 1, device=device).expand(batch, heads_k)
 
 
 def as_arguments(more: More, ones: Tensor) -> More:
     """``Descales.more`` as a kernel wants it; ``ones`` for what is left out."""
     if not more:
         return ones, ones, ones
-    return tuple([ones if x is None else x.unsqueeze(2) if x.ndim == 2 else x for x in more])
+    return tuple([ones if x is None else x for x in more])
 
 
 def check_descales(

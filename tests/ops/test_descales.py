@@ -8,7 +8,8 @@ import torch
 import cute_fa
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
 from cute_fa.ops.checks import Options, check_call
-from cute_fa.ops.descales import Descales, check_values
+from cute_fa.ops.descales import Descales, as_arguments, check_values
+from cute_fa.ops.descales import ones as left_out
 from cute_fa.ops.varlen_checks import Lengths, check_varlen_call
 from cute_fa.varlen import Packing
 
@@ -116,9 +117,12 @@ def test_older_generations_refuse_packed_sequences_in_fp8():
 
 
 def test_none_stands_for_ones_without_memory_of_their_own():
-    q, k, v = Descales(q=ones(2, 3)).arguments(2, 3, torch.device("cpu"))
-    assert q.shape == k.shape == v.shape == (2, 3, 1)
-    assert k.eq(1).all() and k.data_ptr() == v.data_ptr() and k.stride()[:2] == (0, 0)
+    given = ones(2, 3)
+    one = left_out(2, 3, torch.device("cpu"))
+    assert one.eq(1).all() and one.shape == (2, 3) and one.stride() == (0, 0)
+    for descales, expected in ((Descales(q=given), (given, one, one)), (Descales(), (one,) * 3)):
+        arguments = as_arguments(descales.more, one)
+        assert all(x is y for x, y in zip(arguments, expected, strict=True))
 
 
 def test_the_operator_takes_them():

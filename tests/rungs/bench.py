@@ -157,13 +157,13 @@ class Bench:
 
 
 def _descales(problem: Problem, inputs: Inputs | QuantizedQKV) -> tuple[torch.Tensor, ...]:
-    """What a kernel takes beside FP8 inputs, (B, Hk, blocks) each; nothing for others."""
+    """What a kernel takes beside FP8 inputs; nothing for others."""
     p = problem.padded if isinstance(problem, VarlenProblem) else problem
     if p.dtype != "float8_e4m3fn":
         return ()
     if isinstance(inputs, QuantizedQKV):
-        return tuple(x[..., None] if x.ndim == 2 else x for x in inputs[3:])
-    return (torch.ones(p.batch, p.heads_k, 1),) * 3
+        return tuple(inputs[3:])
+    return (torch.ones(p.batch, p.heads_k),) * 3
 
 
 def _idle_rows(problem: VarlenProblem) -> torch.Tensor:
