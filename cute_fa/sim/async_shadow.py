@@ -323,23 +323,5 @@ def report_warp(
     instr: Instr | None = None,
 ) -> None:
     """Record a hazard of one warp, by default at the running instruction."""
-    instr = instr or ctx.instr
-    known = hazards.RULES[rule]
-    if known.optional and not ctx.wave.options.checks_rule(rule):
-        return
-    hazards.record(
-        ctx.wave,
-        hazards.Hazard(
-            rule=rule,
-            message=message,
-            severity=known.severity,
-            kernel=ctx.wave.kernel.name,
-            ptx_line=instr.line,
-            ptx_text=instr.text,
-            source=hazards.source_of(ctx.wave.module, instr),
-            cta=ctx.cta_of(slot),
-            warp=warp,
-            address=address,
-            other=other,
-        ),
-    )
+    where = {"warp": warp, "address": address, "other": other}
+    hazards.report(ctx.wave, rule, message, instr or ctx.instr, slot, **where)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cute_fa.errors import CuteFAError, InvalidArgumentError
 
 if TYPE_CHECKING:
-    from cute_fa.ptx import Instr, Module
+    from cute_fa.ptx import Instr
     from cute_fa.sim.execute import Launch
     from cute_fa.sim.wave import BlockContext, Wave
 
@@ -400,26 +400,42 @@ def add(found: list[Hazard], hazard: Hazard) -> bool:
     return True
 
 
-def record(wave: Wave, hazard: Hazard) -> None:
-    """Add a finding to a wave.
+def site(wave: Wave, instr: Instr, what: str, warp: int | None, slot: int | None) -> AccessSite:
+    """The description of an earlier access by a warp of the CTA in ``slot``."""
+    cta = None if slot is None else cta_in(wave, slot)
+    source = wave.module.source_of(instr)
+    return AccessSite(what, instr.line, instr.text, source, warp, cta)
+
+
+def cta_in(wave: Wave, slot: int) -> tuple[int, int, int]:
+    """blockIdx of the CTA in a slot of a wave."""
+    x, y, z = (int(i) for i in wave.cta_ids[slot])
+    return x, y, z
+
+
+def report(
+    wave: Wave, rule: str, message: str, instr: Instr | None, slot: int, **where: Any
+) -> None:
+    """Record a hazard, unless its rule is not looked for.
+
+    Args:
+        instr: the instruction to blame, if there is one.
+        slot: the CTA's slot of the wave.
+        where: what else is known, as fields of ``Hazard``.
 
     Raises:
         HazardError: if it is new, an error, and the simulator is strict.
     """
+    known = RULES[rule]
+    if known.optional and not wave.options.checks_rule(rule):
+        return
+    if instr is not None:
+        where |= {"ptx_line": instr.line, "ptx_text": instr.text}
+        where["source"] = wave.module.source_of(instr)
+    cta, kernel = cta_in(wave, slot), wave.kernel.name
+    hazard = Hazard(rule, message, known.severity, kernel, cta=cta, **where)
     if add(wave.hazards, hazard) and wave.options.strict and hazard.severity == ERROR:
         raise HazardError(hazard)
-
-
-def source_of(module: Module, instr: Instr) -> str | None:
-    """``file:line`` of the program that the instruction was compiled from, when the PTX says."""
-    return module.source_of(instr)
-
-
-def site(wave: Wave, instr: Instr, what: str, warp: int | None, slot: int | None) -> AccessSite:
-    """The description of an earlier access by a warp of the CTA in ``slot``."""
-    cta = None if slot is None else tuple(int(x) for x in wave.cta_ids[slot])
-    source = source_of(wave.module, instr)
-    return AccessSite(what, instr.line, instr.text, source, warp, cta)
 
 
 def report_lanes(
@@ -438,24 +454,17 @@ def report_lanes(
         addresses: the lanes' addresses, same shape.
         instr: the instruction to blame, by default the one that runs.
     """
-    if RULES[rule].optional and not ctx.wave.options.checks_rule(rule):
-        return
     first = int(np.argmax(lanes))
     w, c, lane = (int(i) for i in np.unravel_index(first, lanes.shape))
-    instr = instr or ctx.instr
-    hazard = Hazard(
-        rule=rule,
-        message=message,
-        severity=RULES[rule].severity,
-        kernel=ctx.wave.kernel.name,
-        ptx_line=instr.line,
-        ptx_text=instr.text,
-        source=source_of(ctx.wave.module, instr),
-        cta=ctx.cta_of(ctx.rect[2] + c),
+    report(
+        ctx.wave,
+        rule,
+        message,
+        instr or ctx.instr,
+        ctx.rect[2] + c,
         warp=ctx.rect[0] + w,
         lane=lane,
         address=None if addresses is None else int(addresses[w, c, lane]),
         other=other,
         count=int(np.count_nonzero(lanes)),
     )
-    record(ctx.wave, hazard)

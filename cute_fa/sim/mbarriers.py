@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cute_fa.ptx import Instr
+from cute_fa.sim import hazards
 from cute_fa.sim.addresses import RANK_SHIFT, SHARED_BASE, SHARED_OFFSET_MASK, shared_address
 from cute_fa.sim.async_shadow import Area, AsyncShadow, report_warp
 from cute_fa.sim.engines import landing_row
@@ -134,19 +135,7 @@ class Mbarriers(Subsystem):
                 self._report_at_end("copy-never-awaited", text, bar, copies[0][1])
 
     def _report_at_end(self, rule: str, text: str, bar: Mbarrier, instr: Instr) -> None:
-        from cute_fa.sim import hazards
-
-        found = hazards.Hazard(
-            rule=rule,
-            message=text,
-            kernel=self.wave.kernel.name,
-            ptx_line=instr.line,
-            ptx_text=instr.text,
-            source=hazards.source_of(self.wave.module, instr),
-            cta=tuple(int(x) for x in self.wave.cta_ids[bar.slot]),
-            address=bar.offset,
-        )
-        hazards.record(self.wave, found)
+        hazards.report(self.wave, rule, text, instr, bar.slot, address=bar.offset)
 
     # --- addresses --------------------------------------------------------------------------------
 

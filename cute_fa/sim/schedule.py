@@ -400,14 +400,4 @@ class Scheduler:
 
     def _record(self, rule: str, message: str, instr: ptx.Instr, lanes: LaneSet) -> None:
         warp, slot = next(lanes.each_warp())
-        found = hazards.Hazard(
-            rule=rule,
-            message=message,
-            kernel=self.wave.kernel.name,
-            ptx_line=instr.line,
-            ptx_text=instr.text,
-            source=hazards.source_of(self.wave.module, instr),
-            cta=self.ctx.cta_of(slot),
-            warp=warp,
-        )
-        hazards.record(self.wave, found)
+        hazards.report(self.wave, rule, message, instr, slot, warp=warp)

@@ -230,15 +230,5 @@ class TensorAllocation(Subsystem):
         for slot, live in enumerate(self.live):
             for column, known in live.items():
                 text = f"{known.columns} columns from column {column} on are never deallocated"
-                found = hazards.Hazard(
-                    rule="tmem-leak",
-                    message=text,
-                    kernel=wave.kernel.name,
-                    ptx_line=known.instr.line,
-                    ptx_text=known.instr.text,
-                    source=hazards.source_of(wave.module, known.instr),
-                    cta=tuple(int(x) for x in wave.cta_ids[slot]),
-                    warp=known.warp,
-                    address=column,
-                )
-                hazards.record(wave, found)
+                where = {"warp": known.warp, "address": column}
+                hazards.report(wave, "tmem-leak", text, known.instr, slot, **where)

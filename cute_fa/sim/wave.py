@@ -17,7 +17,7 @@ from cute_fa import ptx
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError
 from cute_fa.sim import isa, shared_layout
 from cute_fa.sim.counters import Counters
-from cute_fa.sim.hazards import RULES, selected_rules
+from cute_fa.sim.hazards import RULES, cta_in, selected_rules
 from cute_fa.sim.isa import Mask, Ticket, WaitReason
 from cute_fa.sim.lanes import WARP_LANES, LaneSet, LaneSpace, Rect
 
@@ -287,66 +287,9 @@ class BlockContext:
         if lanes is not None:
             self.yielded = lanes if self.yielded is None else self.yielded.union(lanes)
 
-    def report(
-        self,
-        rule: str,
-        message: str,
-        *,
-        severity: str = "error",
-        mask: Mask = None,
-        cta: tuple[int, int, int] | None = None,
-        warp: int | None = None,
-        lane: int | None = None,
-        address: int | None = None,
-        other: str | None = None,
-        instr: ptx.Instr | None = None,
-    ) -> None:
-        """Record a hazard of the running instruction; raises ``HazardError`` if strict says so.
-
-        Args:
-            rule: its name; nothing happens if it is an optional rule that ``options.checks`` leaves
-                out.
-            message: one sentence with the figures.
-            severity: "error", "warning" or "info".
-            mask: lanes concerned, over ``rect``; the first gives cta, warp and lane if not given.
-            other: the other access of a race, rendered.
-        """
-        from cute_fa.sim import hazards
-
-        known = hazards.RULES.get(rule)
-        if known is not None and known.optional and not self.wave.options.checks_rule(rule):
-            return
-        if warp is None and cta is None:
-            first = self.lanes.dense_mask() if mask is None else mask & self.lanes.dense_mask()
-            where = np.argwhere(first)
-            if len(where):
-                w, c, lane_of = (int(i) for i in where[0])
-                warp = self.rect[0] + w
-                cta = self.cta_of(self.rect[2] + c)
-                lane = lane_of if lane is None else lane
-        instr = instr or self.instr
-        hazards.record(
-            self.wave,
-            hazards.Hazard(
-                rule=rule,
-                severity=severity,
-                message=message,
-                kernel=self.wave.kernel.name,
-                ptx_line=instr.line,
-                ptx_text=instr.text,
-                source=hazards.source_of(self.wave.module, instr),
-                cta=cta,
-                warp=warp,
-                lane=lane,
-                address=address,
-                other=other,
-            ),
-        )
-
     def cta_of(self, slot: int) -> tuple[int, int, int]:
         """blockIdx of the CTA in a slot of the wave."""
-        x, y, z = (int(i) for i in self.wave.cta_ids[slot])
-        return x, y, z
+        return cta_in(self.wave, slot)
 
     def subsystem(self, name: str) -> Any:
         """The state of a subsystem for this wave."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from cute_fa import ptx
 from cute_fa.sim import fragments
+from cute_fa.sim.hazards import report_lanes
 from cute_fa.sim.isa import Decoded, Mask, effect, minifloat, register_names
 from cute_fa.sim.isa.matrix import SMALL_FLOATS, MmaForm, in_bytes
 
@@ -118,12 +119,12 @@ class BlockScaledMma(Decoded):
         bad = (byte % self.chunks != 0) | (byte > 3) | (thread >= threads)
         if not bad.any():
             return
-        lanes = np.broadcast_to(bad[..., None], (*bad.shape, 32))
-        lanes = lanes if mask is None else lanes & mask
+        active = ctx.lanes.dense_mask() if mask is None else mask
+        lanes = bad[..., None] & active
         if lanes.any():
             w, c = np.argwhere(bad)[0]
             text = f"selector {{{int(byte[w, c])}, {int(thread[w, c])}}} of scale factors"
-            ctx.report("mma-operands", text, mask=lanes)
+            report_lanes(ctx, "mma-operands", text, lanes)
 
 
 def _first(operand: Any) -> np.ndarray:

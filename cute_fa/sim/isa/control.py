@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cute_fa import ptx
+from cute_fa.sim.hazards import report_lanes
 from cute_fa.sim.isa import Decoded, Mask, effect, pure
 
 if TYPE_CHECKING:
@@ -78,4 +79,5 @@ class Trap(Decoded):
     counter_class = "control"
 
     def run(self, ctx: BlockContext, mask: Mask, *sources: Any) -> None:
-        ctx.report("trap", f"the program executed {self.instr.opcode}", mask=mask)
+        lanes = ctx.lanes.dense_mask() if mask is None else mask
+        report_lanes(ctx, "trap", f"the program executed {self.instr.opcode}", lanes)

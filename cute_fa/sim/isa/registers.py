@@ -72,18 +72,7 @@ class RegisterPool(Subsystem):
                 self._report_at_end("register-budget", text, int(uneven[0]), first)
 
     def _report_at_end(self, rule: str, text: str, slot: int, warp: int) -> None:
-        wave, instr = self.wave, self.released
-        found = hazards.Hazard(
-            rule=rule,
-            message=text,
-            severity=hazards.RULES[rule].severity,
-            kernel=wave.kernel.name,
-            ptx_line=None if instr is None else instr.line,
-            ptx_text=None if instr is None else instr.text,
-            cta=tuple(int(x) for x in wave.cta_ids[slot]),
-            warp=warp,
-        )
-        hazards.record(wave, found)
+        hazards.report(self.wave, rule, text, self.released, slot, warp=warp)
 
     def describe(self) -> list[str]:
         return [

@@ -18,6 +18,7 @@ from cute_fa.sim.addresses import RANK_SHIFT, SHARED_BASE, SHARED_OFFSET_MASK
 from cute_fa.sim.async_shadow import Issuer, report_warp
 from cute_fa.sim.boxes import reduce
 from cute_fa.sim.bulk import Target, land
+from cute_fa.sim.hazards import report_lanes
 from cute_fa.sim.isa import Decoded, Mask, effect
 from cute_fa.sim.mbarriers import Mbarriers
 
@@ -142,7 +143,7 @@ class StoreBulk(Decoded):
         odd = active & (sizes % 8 != 0)
         if odd.any():
             text = f"{int(sizes[odd][0])} bytes, which is no multiple of 8"
-            ctx.report("bulk-operands", text, mask=odd)
+            report_lanes(ctx, "bulk-operands", text, odd)
         ctx.counters.add("shared_bytes_written", int(sizes[active].sum()))
         zeros = np.zeros(addresses.shape, np.uint64)
         shared = ctx.subsystem("shared")
