@@ -72,6 +72,7 @@ class Report:
     def ok(self) -> bool:
         """It came to its end, nothing that was checked is wrong, and something was checked."""
         checked = any(outcome.ok for outcome in self.outcomes)
+        checked |= any(trial.medians for choice in self.choices for trial in choice.trials)
         return self.is_complete and checked and not self.failures and not self._wrong_rows()
 
     def _wrong_rows(self) -> list[Row]:

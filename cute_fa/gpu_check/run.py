@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from cute_fa.build.bundle import TUNED
-from cute_fa.errors import CuteFAError, MissingToolError
+from cute_fa.errors import CuteFAError, MissingToolError, UnsupportedError
 from cute_fa.gpu_check.events import History
 from cute_fa.gpu_check.place import Place
 from cute_fa.gpu_check.report import Report, report_on, write_in_one_step
-from cute_fa.gpu_check.sections import Settings
-from cute_fa.gpu_check.tune import table
+from cute_fa.gpu_check.sections import SHARES, Settings
+from cute_fa.gpu_check.tune import competitions, table
 from cute_fa.gpu_check.watch import Job, Watch
 from cute_fa.ops.bundle import LoadedBundle, load_bundle
 
@@ -68,7 +68,8 @@ def run(
     file = Output(report, output)
     file.changed()
     seconds = 60.0 * minutes
-    job = Job(bundle.folder, place, settings, History(), seconds, seconds)
+    done = frozenset() if settings.checking else frozenset(name for name, _ in SHARES)
+    job = Job(bundle.folder, place, settings, History(done), seconds, seconds)
     try:
         watch(job, report, changed=file.changed, say=_say).run()
     except KeyboardInterrupt:
@@ -103,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print it instead of a summary")
     parser.add_argument("--tune", action="store_true", help="let candidates compete, keep winners")
+    parser.add_argument("--tune-only", action="store_true", help="the same, and nothing else")
     parser.add_argument(
         "--minutes",
         type=float,
@@ -120,14 +122,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CuteFAError as error:
         print(f"gpu_check: {error}", file=sys.stderr)
         return NO_GPU if isinstance(error, MissingToolError) else USAGE
+    place = Place("cuda", target)
+    settings = Settings(tuning=args.tune or args.tune_only, checking=not args.tune_only)
+    if settings.tuning and not competitions(bundle, place):
+        print(f"gpu_check: {_no_candidates(bundle, place)}", file=sys.stderr)
+        return USAGE
     signal.signal(signal.SIGTERM, _interrupt)
-    place, settings = Place("cuda", target), Settings(tuning=args.tune)
     try:
         report = run(bundle, place, settings, minutes=args.minutes, output=args.output)
     except OSError as error:
         print(f"gpu_check: the output cannot be written: {error}", file=sys.stderr)
         return USAGE
     return show(report, as_json=args.json)
+
+
+def _no_candidates(bundle: LoadedBundle, place: Place) -> UnsupportedError:
+    return UnsupportedError(
+        "no kernels of this bundle compete with each other on this GPU",
+        got=f"{place.target.arch}, and a bundle of {', '.join(bundle.document['presets'])}",
+        expected="candidates beside the default kernels",
+        fix=f"make one with cute-fa aot --arch {place.target.arch} --preset tune",
+    )
 
 
 def show(report: Report, *, as_json: bool) -> int:

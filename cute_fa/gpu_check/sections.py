@@ -48,6 +48,7 @@ class Settings:
     Attributes:
         tiny: small problems and few repeats, for the simulator.
         tuning: whether candidates compete.
+        checking: whether anything else is done.
         shapes: what is timed; None for the papers' shapes, in order of interest.
         tuning_shapes: what candidates are timed on; None for the papers' shapes of their variant.
         timer: makes what times calls.
@@ -55,6 +56,7 @@ class Settings:
 
     tiny: bool = False
     tuning: bool = False
+    checking: bool = True
     shapes: tuple[Shape, ...] | None = None
     competitors: tuple[Provider, ...] = providers.COMPETITORS
     tuning_shapes: tuple[Shape, ...] | None = None

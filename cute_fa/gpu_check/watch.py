@@ -110,7 +110,8 @@ class Watch:
         self._begun: Begins | None = None
         self._said = ""
         self._end = time.monotonic() + job.seconds
-        self._tuning_end = 0.0  # known when the sections before are done
+        # Begins anew when the sections before are done, if there are any.
+        self._tuning_end = time.monotonic() + job.tuning_seconds
 
     def run(self) -> None:
         """All of it; ``report.is_complete`` tells whether the end was reached."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,34 @@ def test_tuning_writes_a_table_that_is_used(
         q, q, q, causal=True, generation="fa2", arch="sm_80"
     )
     assert torch.equal(out, again)
+
+
+def test_tuning_alone(
+    bundle: LoadedBundle, simulator: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of its own; it passes if anything was timed, as only right kernels are."""
+    written: list[Path] = []
+    monkeypatch.setattr(run, "write_in_one_step", lambda path, text: written.append(path))
+    settings = Settings(tuning=True, checking=False, tuning_shapes=(SHAPE,), timer=Clock)
+    report = run.run(bundle, simulator, settings)
+    assert report.is_complete and report.outcomes == [] and report.results.rows == []
+    assert report.left_out == {"tuning": 0} and written == [bundle.folder / TUNED]
+    [choice] = report.choices
+    assert [len(trial.medians) for trial in choice.trials] == [1, 1]
+    assert report.ok
+    report.choices = [replace(choice, trials=())]
+    assert not report.ok
+
+
+def test_without_candidates_there_is_no_tuning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(LoadedBundle, "check_gpu", lambda self: get_target("sm_90a"))
+    monkeypatch.setattr(run, "Watch", None)  # nothing is begun
+    for option in ("--tune", "--tune-only"):
+        assert run.main([str(folder), option]) == run.USAGE
+        said = capsys.readouterr().err
+        assert "no kernels of this bundle compete" in said and "--arch sm_90a" in said
 
 
 def test_a_table_that_cannot_be_written(

@@ -21,10 +21,12 @@ from tests.gpu_check import processes
 ROOT = Path(__file__).parents[2]
 
 
-def watched(target, *, seconds: float = 300.0, tuning: float = 0.0) -> tuple[Report, list[str]]:
+def watched(
+    target, *, seconds: float = 300.0, tuning: float = 0.0, history: History | None = None
+) -> tuple[Report, list[str]]:
     place = Place("cpu", get_target("sm_80"))
     settings = Settings(tuning=tuning > 0)
-    job = Job(Path("nowhere"), place, settings, History(), seconds, tuning)
+    job = Job(Path("nowhere"), place, settings, history or History(), seconds, tuning)
     report, said = Report({"path": "b"}, {}), []
     Watch(job, report, say=said.append, target=target, method="fork").run()
     return report, said
@@ -86,6 +88,13 @@ def test_tuning_has_its_own_time() -> None:
     assert [choice.kernel for choice in report.choices] == ["k8"]
     assert [each.name for each in report.failures] == ["fa3"]
     assert any("1.250 × the default" in line for line in report.text())
+
+
+def test_tuning_alone_has_its_time_from_the_beginning() -> None:
+    history = History(frozenset({"agreement", "correctness", "repeats", "benchmark"}))
+    report, _ = watched(processes.tunes, seconds=0.0, tuning=1000.0, history=history)
+    assert report.is_complete and [choice.kernel for choice in report.choices] == ["k8"]
+    assert report.outcomes == []
 
 
 INTERRUPTED = """
