@@ -6,9 +6,9 @@
 Every kernel that the GPU runs: its results against the fp64 reference and exact answers, again and
 again bit by bit, and against what the simulator computed when the bundle was made; then the
 benchmark beside other libraries. ``--tune`` lets the candidate configurations of the bundle compete
-and writes the winners into it; ``--tune-only`` does just that, and a check that follows is about the
-winners. Needs torch, apache-tvm-ffi and cute_fa; no compiler. Exit codes: 0 all passed, 1 a check
-failed, 2 bad usage, 3 no GPU.
+and writes the winners into it; ``--tune-only`` does just that, and a check that follows is about
+the winners. Needs torch, apache-tvm-ffi and cute_fa; no compiler. Exit codes: 0 all passed, 1 a
+check failed, 2 bad usage, 3 no GPU.
 """
 
 from __future__ import annotations
