@@ -238,6 +238,14 @@ _SIGNATURES: dict[str, Any] = {  # in the order of the C structure
 }
 
 
+class _Refused(Exception):
+    """What a callback raises to return an error code of CUDA."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 class _Callbacks(ctypes.Structure):
     _fields_ = list(_SIGNATURES.items())
 
@@ -332,11 +340,25 @@ class Runtime:
             try:
                 code: int = method(*args)
                 return code
+            except _Refused as refusal:
+                return refusal.code
             except BaseException as error:  # nothing may escape into C
                 self._thread.failure = error
                 return LAUNCH_FAILURE
 
         return callback
+
+    def _kernel(self, handle: int) -> KernelHandle:
+        kernel = self._kernels.get(handle)
+        if kernel is None:
+            raise _Refused(INVALID_HANDLE)
+        return kernel
+
+    def _call(self) -> Call:
+        call = self._current()
+        if call is None:
+            raise _Refused(NOT_INITIALIZED)
+        return call
 
     def _new_handle(self) -> int:
         with self._lock:
@@ -363,28 +385,19 @@ class Runtime:
         return SUCCESS
 
     def _set_kernel_attribute(self, kernel: int, attribute: int, value: int) -> int:
-        handle = self._kernels.get(kernel)
-        if handle is None:
-            return INVALID_HANDLE
-        call = self._current()
-        if call is None:
-            return NOT_INITIALIZED
+        handle, call = self._kernel(kernel), self._call()
         if attribute == MAX_DYNAMIC_SMEM and not 0 <= value <= call.target.smem_per_block_bytes:
             return INVALID_VALUE
         handle.attributes[attribute] = value
         return SUCCESS
 
     def _get_kernel_attribute(self, kernel: int, attribute: int, value: Any) -> int:
-        handle = self._kernels.get(kernel)
-        if handle is None:
-            return INVALID_HANDLE
+        handle = self._kernel(kernel)
         value[0] = handle.attributes.get(attribute, 0)
         return SUCCESS
 
     def _device_attribute(self, attribute: int, value: Any) -> int:
-        call = self._current()
-        if call is None:
-            return NOT_INITIALIZED
+        call = self._call()
         answer = device_attributes(call.target).get(attribute)
         if answer is None:
             return INVALID_VALUE
@@ -392,9 +405,7 @@ class Runtime:
         return SUCCESS
 
     def _occupancy(self, kernel: int, block_threads: int, smem_bytes: int, blocks: Any) -> int:
-        call = self._current()
-        if call is None:
-            return NOT_INITIALIZED
+        call = self._call()
         if not 0 < block_threads <= MAX_THREADS_PER_BLOCK:
             return INVALID_VALUE
         target = call.target
@@ -411,8 +422,7 @@ class Runtime:
         return SUCCESS
 
     def _encode_tensor_map(self, request: Any) -> int:
-        if self._current() is None:
-            return NOT_INITIALIZED
+        self._call()
         try:
             data = encode_request(request.contents)
         except InvalidArgumentError:
@@ -421,12 +431,7 @@ class Runtime:
         return SUCCESS
 
     def _launch(self, kernel: int, config: int, parameters: Any) -> int:
-        handle = self._kernels.get(kernel)
-        if handle is None:
-            return INVALID_HANDLE
-        call = self._current()
-        if call is None:
-            return NOT_INITIALIZED
+        handle, call = self._kernel(kernel), self._call()
         request = read_launch_config(config, handle, parameters)
         if not _is_legal(request, call.target):
             return INVALID_CONFIGURATION
