@@ -139,6 +139,18 @@ def check_call(
         check_values(descales)
     if has_work:
         check_launch(q, k, v, problem)
+    return make_call(problem, options, descales, backend, target, has_work)
+
+
+def make_call(
+    problem: AttentionProblem | VarlenProblem,
+    options: Options,
+    descales: Descales,
+    backend: str,
+    target: Target,
+    has_work: bool,
+) -> Call:
+    """The call, with the kernel that serves it."""
     generation = choose_generation(problem, target, options)
     group = choose_packed_group(problem, target, generation, options)
     by_block = descales.by_block

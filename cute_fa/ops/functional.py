@@ -176,12 +176,16 @@ def operator_options(options: Options) -> tuple[Any, ...]:
     )
 
 
+# Of both operators' schemas: options as ``options_of`` takes them, then descales.
+OPTIONS_SCHEMA = (
+    "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, "
+    "str generation, str backend, str? arch, str? kernels, bool? pack_gqa=None, "
+    "Tensor? q_descale=None, Tensor? k_descale=None, Tensor? v_descale=None"
+)
+RESULTS_SCHEMA = "(Tensor out, Tensor lse)"
+
 torch.library.define(
-    "cute_fa::fwd",
-    "(Tensor q, Tensor k, Tensor v, float? softmax_scale, bool causal, SymInt window_left, "
-    "SymInt window_right, float softcap, str generation, str backend, str? arch, "
-    "str? kernels, bool? pack_gqa=None, Tensor? q_descale=None, Tensor? k_descale=None, "
-    "Tensor? v_descale=None) -> (Tensor out, Tensor lse)",
+    "cute_fa::fwd", f"(Tensor q, Tensor k, Tensor v, {OPTIONS_SCHEMA}) -> {RESULTS_SCHEMA}"
 )
 
 
@@ -206,15 +210,20 @@ def options_and_descales(*rest: Any) -> tuple[Options, Descales]:
     return options_of(*rest[:count]), Descales(*rest[count:])
 
 
-def _fwd_backward(ctx: Any, dout: Tensor, dlse: Tensor) -> None:
-    raise UnsupportedError(
-        "there is no backward kernel in this version",
-        got="a gradient of cute_fa::fwd",
-        fix="use cute_fa.reference.dense.DenseAttention",
-    )
+def refuse_gradients(operator: str, instead: str) -> None:
+    """Let a gradient through an operator be an error that says what to use instead."""
+
+    def backward(ctx: Any, dout: Tensor, dlse: Tensor) -> None:
+        raise UnsupportedError(
+            "there is no backward kernel in this version",
+            got=f"a gradient of {operator}",
+            fix=f"use {instead}",
+        )
+
+    torch.library.register_autograd(operator, backward)
 
 
-torch.library.register_autograd("cute_fa::fwd", _fwd_backward)
+refuse_gradients("cute_fa::fwd", "cute_fa.reference.dense.DenseAttention")
 
 
 def options_of(

@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from cute_fa.errors import UnsupportedError
 from cute_fa.ops import checks, launch, plans, sources
 from cute_fa.ops.checks import Options
 from cute_fa.ops.descales import Descales, check_descales
 from cute_fa.ops.functional import (
+    OPTIONS_SCHEMA,
+    RESULTS_SCHEMA,
     Window,
     is_for_dispatcher,
     operator_options,
     options_and_descales,
+    refuse_gradients,
 )
 from cute_fa.ops.varlen_checks import Lengths, check_lengths, check_varlen_call
 from cute_fa.target import Target
@@ -163,10 +165,7 @@ torch.library.define(
     "cute_fa::varlen_fwd",
     "(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
     "SymInt max_seqlen_q, SymInt max_seqlen_k, Tensor? seqused_q, Tensor? seqused_k, "
-    "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, "
-    "str generation, str backend, str? arch, str? kernels, "
-    "bool? pack_gqa=None, Tensor? q_descale=None, Tensor? k_descale=None, "
-    "Tensor? v_descale=None) -> (Tensor out, Tensor lse)",
+    f"{OPTIONS_SCHEMA}) -> {RESULTS_SCHEMA}",
 )
 
 
@@ -186,12 +185,4 @@ def _varlen_fwd_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tenso
     return launch.empty_outputs(q, v)
 
 
-def _varlen_fwd_backward(ctx: Any, dout: Tensor, dlse: Tensor) -> None:
-    raise UnsupportedError(
-        "there is no backward kernel in this version",
-        got="a gradient of cute_fa::varlen_fwd",
-        fix="use cute_fa.reference.dense.DenseAttention on each sequence",
-    )
-
-
-torch.library.register_autograd("cute_fa::varlen_fwd", _varlen_fwd_backward)
+refuse_gradients("cute_fa::varlen_fwd", "cute_fa.reference.dense.DenseAttention on each sequence")

@@ -100,10 +100,7 @@ def check_varlen_call(
     has_work = q.numel() > 0 and k.shape[0] > 0 and min(sizes) > 0
     if has_work:
         checks.check_launch(q, k, v, padded)
-    generation = checks.choose_generation(problem, target, options)
-    group = checks.choose_packed_group(problem, target, generation, options)
-    by_block = descales.by_block
-    return Call(problem, generation, target, backend, has_work, options.kernels, group, by_block)
+    return checks.make_call(problem, options, descales, backend, target, has_work)
 
 
 def check_lengths(q: Tensor, k: Tensor, lengths: Lengths) -> None:
