@@ -17,6 +17,7 @@ from cute_fa.asm.mix import (
     sass_mma_shapes,
 )
 from cute_fa.asm.sass import SassInstr
+from tests.ptx.kernels import kernel_of
 
 
 def machine(text: str) -> SassInstr:
@@ -67,11 +68,6 @@ def test_sass_class(text: str, expected: str) -> None:
 
 
 DECLARATIONS = """
-.version 8.8
-.target sm_100a
-.address_size 64
-.entry k()
-{
 .reg .pred %p<3>;
 .reg .b16 %h<3>;
 .reg .b32 %r<10>;
@@ -80,8 +76,8 @@ DECLARATIONS = """
 
 
 def ptx_code(*statements: str) -> tuple[ptx.Instr, ...]:
-    text = DECLARATIONS + "\n".join(statements) + "\n}\n"
-    return ptx.parse(text).kernels["k"].body[: len(statements)]
+    kernel = kernel_of(DECLARATIONS + "\n".join(statements), "sm_100a")
+    return kernel.body[: len(statements)]
 
 
 MMA = (

@@ -6,6 +6,7 @@ import itertools
 import random
 
 from cute_fa import ptx
+from tests.ptx.kernels import kernel_of
 
 LOOP = """
 .version 8.8
@@ -65,11 +66,6 @@ def test_blocks_end_after_chosen_instructions() -> None:
 
 def test_every_branch_form() -> None:
     text = """
-    .version 8.8
-    .target sm_80
-    .address_size 64
-    .entry k()
-    {
     .reg .pred p;
     .reg .b32 r;
     table: .branchtargets A, B, A;
@@ -81,9 +77,8 @@ def test_every_branch_form() -> None:
     B:
     trap;
     C:
-    @p ret;
-    }"""
-    kernel = ptx.parse(text).kernels["k"]
+    @p ret;"""
+    kernel = kernel_of(text)
     assert kernel.branch_targets == {"table": ("A", "B", "A")}
     assert "table" not in kernel.labels
     assert shape(ptx.basic_blocks(kernel)) == [
@@ -120,8 +115,7 @@ def test_an_unguarded_write_kills() -> None:
 
 def random_kernel(seed: int) -> ptx.Kernel:
     rng = random.Random(seed)
-    lines = [".version 8.8\n.target sm_80\n.address_size 64\n.entry k()\n{"]
-    lines.append(".reg .pred %p<3>;\n.reg .b32 %r<6>;")
+    lines = [".reg .pred %p<3>;\n.reg .b32 %r<6>;"]
     for number in range(8):
         lines.append(f"L{number}:")
         for _ in range(rng.randrange(4)):
@@ -131,8 +125,8 @@ def random_kernel(seed: int) -> ptx.Kernel:
         jump = rng.choice(["", "bra", "@%p0 bra", "@!%p1 bra"])
         if jump:
             lines.append(f"{jump} L{rng.randrange(8)};")
-    lines.append("st.global.b32 [0], %r0;\nret;\n}")
-    return ptx.parse("\n".join(lines)).kernels["k"]
+    lines.append("st.global.b32 [0], %r0;\nret;")
+    return kernel_of("\n".join(lines))
 
 
 def live_by_search(kernel: ptx.Kernel, register: str, start: int) -> bool:

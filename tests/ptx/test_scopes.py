@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cute_fa import ptx
+from tests.ptx.kernels import kernel_of
 
 # Two waits on a barrier, as inline assembly writes them: names recur, braces stand on their own
 # line, at the end of one and after a statement.
@@ -87,39 +88,27 @@ def test_registers_declared_by_inline_assembly_at_kernel_scope_stay() -> None:
 
 def test_a_declaration_counts_from_where_it_stands() -> None:
     text = """
-    .version 8.8
-    .target sm_80
-    .address_size 64
-    .entry k()
-    {
     .reg .b32 %r<3>;
     {
     mov.b32 %r1, 1;
     .reg .b32 %r<2>;
     mov.b32 %r1, 2;
     }
-    ret;
-    }"""
-    body = ptx.parse(text).kernels["k"].body
+    ret;"""
+    body = kernel_of(text).body
     assert ptx.defs(body[0]) == ("%r1",)
     assert ptx.defs(body[1]) == ("%r1@1",)
 
 
 def test_labels_may_stand_after_the_branch_and_shadow_outer_ones() -> None:
     text = """
-    .version 8.8
-    .target sm_80
-    .address_size 64
-    .entry k()
-    {
     .reg .pred p;
     @p bra DONE;
     { @p bra DONE; DONE: }
     { { bra DONE; } }
     DONE:
-    ret;
-    }"""
-    kernel = ptx.parse(text).kernels["k"]
+    ret;"""
+    kernel = kernel_of(text)
     targets = [i.operands[0] for i in kernel.body if i.op == "bra"]
     assert targets == [ptx.Symbol("DONE"), ptx.Symbol("DONE@1"), ptx.Symbol("DONE")]
     assert kernel.labels["DONE@1"] == 2
@@ -127,11 +116,6 @@ def test_labels_may_stand_after_the_branch_and_shadow_outer_ones() -> None:
 
 def test_vector_registers_are_registers_per_element() -> None:
     text = """
-    .version 8.8
-    .target sm_90a
-    .address_size 64
-    .entry k()
-    {
     .reg .b32 %r<4>;
     .reg .v2 .b32 pair;
     {
@@ -141,9 +125,8 @@ def test_vector_registers_are_registers_per_element() -> None:
     st.shared.v4.s32 [%r2], abcd;
     ld.shared.v2.b32 pair, [%r2];
     }
-    ret;
-    }"""
-    kernel = ptx.parse(text).kernels["k"]
+    ret;"""
+    kernel = kernel_of(text)
     body = kernel.body
     assert ptx.defs(body[0]) == ("abcd.x@1",)
     assert (ptx.defs(body[1]), ptx.uses(body[1])) == (("abcd.w@1",), ("pair.y",))

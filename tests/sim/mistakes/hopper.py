@@ -245,13 +245,16 @@ class WarpgroupGemm(Program):
             tile[row, half + i, k % 2] = source[row, k * MMA_K + half + i]
 
 
-class ClusterExchange(Program):
-    """``out`` is ``source`` with its halves exchanged: a pair of CTAs, by distributed shared
-    memory."""
+class PairOfCtas(Program):
+    """A cluster of two CTAs of ``THREADS`` threads."""
 
     @cute.jit
     def __call__(self, source: cute.Tensor, out: cute.Tensor):
         self.kernel(source, out).launch(grid=[2, 1, 1], block=[THREADS, 1, 1], cluster=[2, 1, 1])
+
+
+class ClusterExchange(PairOfCtas):
+    """``out`` is ``source`` with its halves exchanged, by distributed shared memory."""
 
     @cute.kernel
     def kernel(self, source: cute.Tensor, out: cute.Tensor):
@@ -299,12 +302,8 @@ class ClusterExchange(Program):
         cute.arch.cluster_wait()
 
 
-class ClusterSignal(Program):
+class ClusterSignal(PairOfCtas):
     """``out = source``: CTA 1 begins when CTA 0 arrives at a barrier of CTA 1's."""
-
-    @cute.jit
-    def __call__(self, source: cute.Tensor, out: cute.Tensor):
-        self.kernel(source, out).launch(grid=[2, 1, 1], block=[THREADS, 1, 1], cluster=[2, 1, 1])
 
     @cute.kernel
     def kernel(self, source: cute.Tensor, out: cute.Tensor):
