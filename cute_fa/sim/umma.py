@@ -28,7 +28,7 @@ from cute_fa.sim.memory import WORDS
 from cute_fa.sim.tensor_memory import Area, TensorMemory
 from cute_fa.sim.umma_descriptors import chain_chunks, chain_extent
 from cute_fa.sim.umma_instruction import PACKED4, InstructionDescriptor
-from cute_fa.sim.umma_layout import Layout, lanes_of, layout_of
+from cute_fa.sim.umma_layout import Layout, Part, lanes_of, layout_of
 from cute_fa.sim.umma_operands import (
     SUBPARTITION,
     decode_scales,
@@ -257,9 +257,8 @@ class _Chain:
     def run(self) -> None:
         """Compute and store."""
         product, layout = self.product, self.product.layout
-        right = np.concatenate(
-            [self._shared(slot, "b") for slot in self.first.slots]
-        )  # (n, k) over both CTAs
+        of_ctas = [self._shared(slot, "b") for slot in self.first.slots]
+        right = np.concatenate(of_ctas)  # (n, k)
         if product.zero_columns is not None:
             right[np.frombuffer(product.zero_columns, bool)] = 0
         for number, slot in enumerate(self.first.slots):
@@ -298,13 +297,12 @@ class _Chain:
             return decode_transposed(data, kind, layout.rows)
         return decode_shared(data, kind, packed4=self.form.kind in PACKED4)
 
-    def _from_tensor_memory(self, slot: int, part: object) -> np.ndarray:
+    def _from_tensor_memory(self, slot: int, part: Part) -> np.ndarray:
         """A's rows in the lanes of one part: ``(rows, k)`` of the whole chain."""
         width = self.product.a_columns
-        blocks = []
         addresses = [mma.a for mma in self.chain]
         column = addresses[0] & 0xFFFF
-        lanes = lanes_of(part, addresses[0] >> 16)  # type: ignore[arg-type]
+        lanes = lanes_of(part, addresses[0] >> 16)
         if all(address == addresses[0] + i * width for i, address in enumerate(addresses)):
             blocks = [self.cells[slot, column : column + width * len(addresses)]]
         else:

@@ -2,9 +2,9 @@
 
 Each warp executes the instructions that its trace says, block by block, within a block in the order
 of :mod:`cute_fa.sim.timeline.scheduling`. An instruction is issued when its operands are there, its
-scheduler has a free slot and its unit is free; asynchronous work goes to
-the tensor core's and the copy engine's queues. Barriers are counted again in modelled time, so that
-who waits for whom follows from the model and not from the order in which the simulator ran.
+scheduler has a free slot and its unit is free; asynchronous work goes to the tensor core's and the
+copy engine's queues. Barriers are counted again in modelled time, so that who waits for whom
+follows from the model and not from the order in which the simulator ran.
 """
 
 from __future__ import annotations
@@ -40,10 +40,19 @@ class WarpState:
     """A warp in modelled time.
 
     Attributes:
-        cta: number among the replayed CTAs; warp: of the CTA.
-        step, position: the instruction it is at.
+        cta: number among the replayed CTAs; slot: its place in the wave.
+        warp: of the CTA.
+        steps: the blocks that it executes, one after the other.
+        step, position: the block it is in, and the instruction of that.
         ready: when each register's value is there.
-        groups: ends of its committed groups of products, of copies by threads, and of bulk copies.
+        open_ends: when what it has issued since its last commit is complete, by kind: products,
+            copies by threads, bulk copies.
+        groups: when each of its committed groups is complete, by kind.
+        tmem: when its accesses to tensor memory are complete.
+        cluster_use: of the cluster's barrier, at which it has arrived.
+        parked: since when it waits, and what for.
+        busy: cycles by activity.
+        finished: when it has exited.
     """
 
     cta: int
@@ -56,6 +65,7 @@ class WarpState:
     open_ends: dict[str, float] = field(default_factory=dict)
     groups: dict[str, list[float]] = field(default_factory=dict)
     tmem: float = 0.0
+    cluster_use: int = 0
     parked: tuple[float, str] | None = None
     busy: dict[str, float] = field(default_factory=dict)
     finished: float = 0.0
@@ -109,6 +119,8 @@ def replay(trace: Trace, ctas: Sequence[Cta], model: MachineModel) -> Timeline:
 
 
 class _Replay:
+    """The state of one replay; ``run`` brings it to its end."""
+
     def __init__(self, trace: Trace, ctas: Sequence[Cta], model: MachineModel) -> None:
         if not ctas:
             raise InvalidArgumentError("no CTA to replay", got=ctas, expected="blockIdx of some")
@@ -231,10 +243,10 @@ class _Replay:
                 now = start + (1.0 if cost.issues else 0.0)
                 if cost.special:
                     self._note(warp, what, since, now)
-                    since = self._carry_out(warp, sm, cost, step, now)
-                    if since < 0:
+                    goes_on = self._carry_out(warp, sm, cost, step, now)
+                    if goes_on is None:
                         return
-                    now = since
+                    now = since = goes_on
             self._note(warp, what, since, now)
             since = now
             warp.step += 1
@@ -279,15 +291,17 @@ class _Replay:
 
     # --- what synchronises or runs beside the warp ------------------------------------------------
 
-    def _carry_out(self, warp: WarpState, sm: Sm, cost: Cost, step: Step, now: float) -> float:
-        """Do what a special instruction does; returns when the warp goes on, or -1 if it waits."""
+    def _carry_out(
+        self, warp: WarpState, sm: Sm, cost: Cost, step: Step, now: float
+    ) -> float | None:
+        """Do what a special instruction does; when the warp goes on, None if it is parked."""
         if cost.instr.op == "wgmma" or cost.unit == "tmem" or cost.instr.op == "tcgen05":
             now = self._tensor(warp, sm, cost, now)
         elif cost.instr.op == "cp":
             now = self._groups(warp, sm, cost, step, now)
         for event in step.events.get(cost.instr.index, ()):
             if not self._event(warp, sm, event, now):
-                return -1.0
+                return None
         return now
 
     def _until(self, warp: WarpState, now: float, end: float, detail: str) -> float:
@@ -387,11 +401,10 @@ class _Replay:
         """A named barrier, or the cluster's."""
         if event.barrier is None:
             if event.kind == "cluster arrive":
-                uses = self.cluster.uses
-                warp.open_ends["cluster"] = uses
+                warp.cluster_use = self.cluster.uses
                 self.cluster.arrive(now, 1, len(self.warps), self._wake_barrier)
                 return True
-            if self.cluster.uses > warp.open_ends["cluster"]:
+            if self.cluster.uses > warp.cluster_use:
                 return True
             self.cluster.waiting.append(warp)
             return self._park(warp, now, "the cluster")
@@ -403,6 +416,7 @@ class _Replay:
         return self._park(warp, now, f"barrier {event.barrier[1]}")
 
     def _park(self, warp: WarpState, now: float, detail: str) -> bool:
+        """The warp waits until it is woken: what ``_event`` returns then."""
         warp.parked = now, detail
         return False
 

@@ -72,7 +72,9 @@ class Sm:
     Attributes:
         issue: next free issue slot of each scheduler.
         units: of each scheduler, by (scheduler, name).
-        tensor: of each scheduler's tensor core; one for the whole SM under "sm".
+        tensor: of each scheduler's tensor core, which a warp's products take.
+        tensor_sm: of all four together, which tcgen05 products take.
+        copies: of the way between L2 and shared memory.
         busy: cycles in use by unit, summed over the schedulers where each has its own.
     """
 
