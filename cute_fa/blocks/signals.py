@@ -13,6 +13,7 @@ import cutlass
 from cutlass import cute
 from cutlass._mlir.dialects import nvvm
 from cutlass.cute.nvgpu import tcgen05
+from cutlass.cutlass_dsl import dsl_user_op
 
 from cute_fa.blocks import tmem
 
@@ -72,7 +73,7 @@ class Signal:
         with cute.arch.elect_one():
             for slot in slots:
                 if cutlass.const_expr(self.is_paired):
-                    _arrive_at_leader(self.mbarriers + slot)
+                    arrive_at_leader(self.mbarriers + slot, is_relaxed=True)
                 else:
                     cute.arch.mbarrier_arrive(self.mbarriers + slot)
 
@@ -82,13 +83,38 @@ class Signal:
         commit(self.mbarriers + slot, self.is_paired)
 
 
-def _arrive_at_leader(mbarrier: cute.Pointer) -> None:
-    """One arrival at the leading CTA's copy of ``mbarrier``.
+def arrive_at_leader(mbarrier: cute.Pointer, is_relaxed: bool = False) -> None:
+    """One arrival at the leading CTA's copy of ``mbarrier``, for ``wait_for_cluster``.
 
-    Relaxed, as in the ISA's patterns for tcgen05: what is handed over is tensor memory, which
-    tcgen05.fence orders. PERF(SASS): a release in a cluster is a MEMBAR.ALL.GPU.
+    Args:
+        is_relaxed: as in the ISA's patterns for tcgen05: what is handed over is tensor memory,
+            which tcgen05.fence orders. PERF(SASS): a release in a cluster is a MEMBAR.ALL.GPU.
     """
-    cute.arch.mbarrier_arrive(mbarrier, LEADING_CTA, relaxed=True, scope=nvvm.MemScopeKind.CLUSTER)
+    scope = nvvm.MemScopeKind.CLUSTER
+    cute.arch.mbarrier_arrive(mbarrier, LEADING_CTA, relaxed=is_relaxed, scope=scope)
+
+
+@cute.jit
+def wait_for_cluster(mbarrier: cute.Pointer, parity: cutlass.Int32):
+    """Wait as ``mbarrier_wait`` does, for arrivals from the whole cluster."""
+    is_complete = cutlass.Boolean(False)
+    while not is_complete:
+        is_complete = _has_completed(mbarrier, parity)
+
+
+@dsl_user_op
+def _has_completed(mbarrier: cute.Pointer, parity, *, loc=None, ip=None) -> cutlass.Boolean:
+    """mbarrier.try_wait.parity.acquire.cluster"""
+    found = nvvm.mbarrier_wait_parity(
+        mbarrier.to_llvm_ptr(loc=loc, ip=ip),
+        cutlass.Int32(parity).ir_value(loc=loc, ip=ip),
+        nvvm.MBarrierWaitKind.TRY,
+        scope=nvvm.MemScopeKind.CLUSTER,
+        order=nvvm.MemOrderKind.ACQUIRE,
+        loc=loc,
+        ip=ip,
+    )
+    return cutlass.Boolean(found)
 
 
 def sync_cluster(orders_tmem: bool = False) -> None:
@@ -96,14 +122,13 @@ def sync_cluster(orders_tmem: bool = False) -> None:
     their own, and nothing else is for the other CTA.
 
     Args:
-        orders_tmem: whether accesses to tensor memory stand on both sides.
+        orders_tmem: whether accesses to tensor memory come before. Behind, none may that is
+            asynchronous; giving it back is not.
     """
     if orders_tmem:
         tmem.fence_before_signal()
     cute.arch.cluster_arrive_relaxed()
     cute.arch.cluster_wait()
-    if orders_tmem:
-        tmem.fence_after_signal()
 
 
 @cute.jit

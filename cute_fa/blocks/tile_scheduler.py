@@ -135,8 +135,9 @@ class TileSchedule:
         return cute.arch.grid_dim()[0] // self.cluster
 
     def granted(self, work: WorkTile, index: cutlass.Int32) -> WorkTile:
-        """Entry ``index``, for CTAs that ask for more; ``work`` is what the CTA had before."""
-        granted, zero = replace(work, index=index), cutlass.Int32(0)
+        """What blockIdx.x ``index`` would have begun with, for CTAs that ask for more; ``work`` is
+        what the CTA had before."""
+        granted, zero = replace(work, index=index // self.cluster), cutlass.Int32(0)
         # Nothing promises that a later answer is a later entry: every search begins in front.
         return self._found(granted, zero, zero) if self.is_packed else self._placed(granted)
 

@@ -161,7 +161,7 @@ CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
             "has_own_o": (True, False),
             "stages": (3, 5),
         },
-        # Where one CTA has one Q tile, against pairs of CTAs, which no launch control serves.
+        # Where one CTA has one Q tile, against pairs of CTAs.
         {"is_paired": (False,), "tile_n": (64, 96, 128), "stages": (3, 4, 5)},
         {
             "is_paired": (False,),

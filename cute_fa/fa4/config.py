@@ -118,13 +118,6 @@ class Fa4FwdConfig(TmaForwardPlan):
             self.num_q_tiles,
             "1: each CTA of a pair has one Q tile",
         )
-        require(
-            not (self.is_paired and self.has_launch_control),
-            "pairs that ask for tiles",
-            "is_paired and has_launch_control",
-            "one of them: a pair's answer would have to reach both of its CTAs",
-            fix="use is_persistent, or one tile for each pair",
-        )
         pairs = CHUNK_COLUMNS // 2
         require(
             0 <= self.polynomial_pairs <= pairs,

@@ -20,7 +20,7 @@ from cutlass import cute
 
 from cute_fa.blocks import tmem
 from cute_fa.blocks.fp8 import Descales
-from cute_fa.blocks.launch_control import allocate_answers, ask_for_all
+from cute_fa.blocks.launch_control import allocate_answers, read_all
 from cute_fa.blocks.pipelines import num_mbarriers, tma_pipe
 from cute_fa.blocks.scores import ScoreScale, score_scale
 from cute_fa.blocks.seqlen import Window
@@ -87,7 +87,8 @@ class Fa4Fwd:
     In a pair of CTAs full slots, p and p_rest are the first one's, with the bytes and arrivals of
     both; commits arrive in both; SOFTMAX too waits at RESCALE; there are o_gone wherever CTAs are
     resident, and q_landed wherever O leaves from Q's place: arrivals in the other CTA say nothing
-    about shared memory (``blocks.signals``).
+    about shared memory (``blocks.signals``). SCHEDULER of the first asks for both, when that of the
+    other has told it, by begun, that there is room for the answer.
 
         tensor memory, columns   0        N        2N           2N + Dv       2N + 2Dv ≤ 512
                                  S₀ | P₀  S₁ | P₁  O₀           O₁
@@ -146,6 +147,10 @@ class Fa4Fwd:
         warp = cute.arch.make_warp_uniform(tidx // WARP_THREADS)
         warpgroup = cute.arch.make_warp_uniform(tidx // WARPGROUP_THREADS)
         thread = tidx % WARPGROUP_THREADS
+        rank, leads = None, None
+        if cutlass.const_expr(cfg.is_paired):
+            rank = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
+            leads = rank == LEADING_CTA
 
         # -- storage
         smem = cutlass.memory.SmemAllocator()
@@ -158,17 +163,14 @@ class Fa4Fwd:
         sFactor = self._row_values(smem, S_BUFFERS)  # (128, S buffer)
         sSum = self._row_values(smem, cfg.num_q_tiles)  # (128, Q tile)
         if cutlass.const_expr(cfg.has_launch_control):
-            schedule = replace(schedule, answers=allocate_answers(smem, cfg.scheduler_warp + 1))
+            answers = allocate_answers(smem, cfg.scheduler_warp + 1, leads)
+            schedule = replace(schedule, answers=answers)
         tmem_address = smem.allocate_array(cutlass.Int32, 2)
 
         # -- pipes
         q_consumers = 1 if cfg.is_resident else 0
         mbar_q = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.num_q_tiles, q_consumers))
         mbar_kv = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.stages, 1))
-        rank, leads = None, None
-        if cutlass.const_expr(cfg.is_paired):
-            rank = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
-            leads = rank == LEADING_CTA
         pipe_q = tma_pipe("q", mbar_q, sQ, cfg.smem_q_bytes, q_consumers, leads)
         # Checked with K's bytes; LOAD announces K's or V's, whichever it puts into a slot.
         pipe_kv = tma_pipe("kv", mbar_kv, sK, cfg.smem_k_bytes, 1, leads)
@@ -216,12 +218,14 @@ class Fa4Fwd:
             if warp == cfg.mma_warp:
                 if cutlass.const_expr(not cfg.is_paired) or leads:
                     multiply(cta)
+                elif cutlass.const_expr(cfg.has_launch_control):
+                    read_all(schedule.answers)
             elif warp == cfg.load_warp:
                 load(cta)
             elif warp == cfg.epilogue_warp:
                 store_o(cta)
             elif cutlass.const_expr(cfg.has_launch_control):
-                ask_for_all(schedule.answers)
+                read_all(schedule.answers, asks=True)
         if cutlass.const_expr(cfg.is_paired):
             # Nobody of either CTA uses the other's shared or tensor memory any more.
             sync_cluster(orders_tmem=True)

@@ -158,16 +158,19 @@ def test_pairs_spill_nothing(wide):
     assert resources.stack_bytes == resources.spill_store_bytes == 0
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"is_paired": True}, "one Q tile"),
-        ({**NARROW, "has_launch_control": True}, "pairs that ask for tiles"),
-    ],
-)
-def test_plans_that_cannot_be_paired(fa4, changes, message):
-    with pytest.raises(InvalidArgumentError, match=message):
-        fa4.config(BASE, **changes)
+def test_a_pair_has_one_q_tile_each(fa4):
+    with pytest.raises(InvalidArgumentError, match="one Q tile"):
+        fa4.config(BASE, is_paired=True)
+
+
+def test_only_one_cta_of_a_pair_asks(fa4):
+    """The request, and what it waits for, name the whole cluster; the other CTA releases what its
+    warps have read before it says that it has room."""
+    ptx = fa4.program(fa4.config(BASE, **NARROW, has_launch_control=True)).ptx
+    requests = re.findall(r"clusterlaunchcontrol.try_cancel\S*", ptx)
+    assert len(requests) == 1 and "multicast::cluster::all" in requests[0]
+    assert ptx.count("mbarrier.arrive.release.cluster.shared::cluster") == 1
+    assert ptx.count("mbarrier.try_wait.parity.acquire.cluster") == 1
 
 
 def test_both_sms_of_a_pair_multiply():

@@ -64,25 +64,30 @@ VARLEN = VarlenProblem.of(
     Packing.of_lengths((1, 0, 300, 70, 513), (200, 30, 65, 0, 190), (1, 0, 300, 0, 513)),
 )
 ALONE = {"is_paired": False, "tile_n": 64}
+PAIRED = {"is_paired": True, "num_q_tiles": 1, "tile_n": 64, "stages": 3}
 ASKING = {"has_launch_control": True, "is_persistent": False}
 
 
 @pytest.mark.parametrize("completion", ["eager", "late", "random"])
-@pytest.mark.parametrize("problem", [DENSE, VARLEN], ids=["dense", "varlen"])
-def test_launch_control(fa4, problem, completion):
+@pytest.mark.parametrize(
+    ("problem", "plan"),
+    [(DENSE, {}), (VARLEN, {}), (replace(DENSE, causal=False), PAIRED), (VARLEN, PAIRED)],
+    ids=["dense", "varlen", "dense-pairs", "varlen-pairs"],
+)
+def test_launch_control(fa4, problem, plan, completion):
     """CTAs that ask for their next tile, until they are refused: the same bits as from CTAs of one
     tile each, and as much is computed and written. Granted tiles come in any order, and some
-    requests are refused in vain, if the policy is random."""
+    requests are refused in vain, if the policy is random. Of a pair, one CTA asks for both."""
     inputs = normal_inputs(problem)
-    expected, expected_lse, single = fa4.run(problem, inputs)
+    expected, expected_lse, single = fa4.run(problem, inputs, **plan)
     cancelled = set()
     for seed in range(3 if completion == "random" else 1):
         how = {"completion": completion, "seed": seed, "checks": frozenset(RULES)}
-        out, lse, launch = fa4.run(problem, inputs, **how, **ASKING)
+        out, lse, launch = fa4.run(problem, inputs, **how, **plan, **ASKING)
         assert launch.hazards == []
-        assert launch.grid == single.grid
+        assert (launch.grid, launch.cluster) == (single.grid, single.cluster)
         counters = launch.counters
-        assert 0 < counters["clusters_cancelled"] < launch.grid[0]
+        assert 0 < counters["clusters_cancelled"] < launch.grid[0] // launch.cluster[0]
         for work in ("mma_flops.f16", "exponentials"):
             assert counters[work] == single.counters[work], work
         # No thread is elected for the stores of O: parts of a diverged warp repeat them.
@@ -96,8 +101,12 @@ def test_launch_control(fa4, problem, completion):
 
 @pytest.mark.parametrize(
     ("dims", "changes"),
-    [((128, 128), {"has_own_o": True, "stages": 3}), ((256, 256), ALONE), ((192, 128), {})],
-    ids=["own-o", "one-q-tile", "d192"],
+    [
+        ((128, 128), {"has_own_o": True, "stages": 3}),
+        *(((256, 256), changes) for changes in (ALONE, {"has_own_o": True, "stages": 3})),
+        ((192, 128), {}),
+    ],
+    ids=["own-o", "one-q-tile", "pairs-own-o", "d192"],
 )
 def test_launch_control_of_other_plans(fa4, dims, changes):
     """With O in its own place and without; equal tiles, and one Q tile, whose CTA has 12 warps."""
