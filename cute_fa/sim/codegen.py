@@ -408,6 +408,7 @@ class BlockEmitter:
         return self._spread(text, dtype, axes)
 
     def _spread(self, text: str, dtype: str, axes: int) -> str:
+        """A value that varies along ``axes`` only, over the whole rectangle."""
         if axes == EVERY_LANE:
             return text
         if dtype == "b1":

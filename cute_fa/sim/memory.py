@@ -61,6 +61,7 @@ class Region:
         name: for reports.
         writable: stores are allowed.
         initialised: uint8 per byte, 1 once written, or None where that is not tracked.
+        private: a worker process found it after it began: the others would not see its stores.
     """
 
     base: int
@@ -309,7 +310,7 @@ class GlobalMemory:
     def writable_words(
         self, addresses: np.ndarray, nbytes: int, mask: np.ndarray | None, fault: Fault
     ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Where a read-modify-write of each lane lies, region by region.
+        """Where each lane is about to write, region by region; reports those that may not.
 
         Returns:
             (view, index, lanes): elements of ``nbytes``, the element number of each lane of
@@ -317,9 +318,9 @@ class GlobalMemory:
         """
         out = []
         for region, lanes in self.locate(addresses, nbytes, mask, fault):
-            view, origin = region.words(nbytes)
-            index = _index(addresses[lanes], origin, nbytes)
             if self._may_write(region, nbytes, lanes, addresses, fault):
+                view, origin = region.words(nbytes)
+                index = _index(addresses[lanes], origin, nbytes)
                 if region.initialised is not None:
                     region.shadow(nbytes)[index] = _ones(nbytes)
                 out.append((view, index, lanes))
@@ -368,14 +369,8 @@ class GlobalMemory:
         if mask is not None:
             full = np.zeros(addresses.shape, WORDS[nbytes])
             full[mask] = values
-        for region, lanes in self.locate(addresses, nbytes, mask, fault):
-            if not self._may_write(region, nbytes, lanes, addresses, fault):
-                continue
-            view, origin = region.words(nbytes)
-            index = _index(addresses[lanes], origin, nbytes)
+        for view, index, lanes in self.writable_words(addresses, nbytes, mask, fault):
             view[index] = full[lanes]
-            if region.initialised is not None:
-                region.shadow(nbytes)[index] = _ones(nbytes)
 
     @staticmethod
     def _may_write(

@@ -153,12 +153,8 @@ class Program:
         """The class under which an instruction is counted."""
         if instr.op in TERMINATORS:
             return "branch" if instr.op in ("bra", "brx") else "control"
-        decoded = self._decoded.get(instr.index)
-        return (
-            self._handlers[instr.index].counter_class
-            if decoded is None
-            else (decoded.counter_class)
-        )
+        known = self._decoded.get(instr.index) or self._handlers[instr.index]
+        return known.counter_class
 
     # --- construction -----------------------------------------------------------------------------
 

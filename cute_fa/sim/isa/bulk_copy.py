@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cute_fa.sim.wave import BlockContext
 
 Thread = tuple[int, int, int]  # slot, warp, lane
+Place = tuple[int, int, Mbarrier]  # slot, offset, who is told
 
 REDUCTIONS = frozenset(("add", "min", "max", "inc", "dec", "and", "or", "xor"))
 _IGNORED = frozenset(("weak", "L2::cache_hint", "noftz", "cta_group::1"))
@@ -125,10 +126,10 @@ class BulkInstruction(Decoded):
             return None
         return region
 
-    def targets(
-        self, thread: Thread, ctx: BlockContext, address: int, signal: int, ranks: int | None
-    ) -> list[tuple[int, int, Mbarrier]]:
-        """(slot, offset, barrier) of each copy of the data, by a multicast mask or just one."""
+    def places(
+        self, ctx: BlockContext, thread: Thread, address: int, signal: int, ranks: int | None
+    ) -> list[Place]:
+        """Where each copy of the data goes, by a multicast mask or just one."""
         slot, warp, _ = thread
         table: Mbarriers = ctx.subsystem(Mbarriers.name)
         wave = ctx.wave
@@ -223,7 +224,7 @@ class BulkCopy(BulkInstruction):
                 self._store(ctx, thread, *addresses, nbytes, chosen)
                 continue
             ranks = int(sources[4][at]) if self.multicast else None
-            places = self.targets(thread, ctx, addresses[0], int(sources[3][at]), ranks)
+            places = self.places(ctx, thread, addresses[0], int(sources[3][at]), ranks)
             if self.source == "global":
                 self._load(ctx, thread, addresses[1], nbytes, places)
             else:
@@ -236,13 +237,14 @@ class BulkCopy(BulkInstruction):
         address = rank << RANK_SHIFT | offset
         return self.shared_place(ctx, thread, address, nbytes, 16) is not None
 
-    def _places(
+    def _targets(
         self,
         ctx: BlockContext,
         thread: Thread,
         nbytes: int,
-        places: list[tuple[int, int, Mbarrier]],
+        places: list[Place],
     ) -> list[Target]:
+        """Those of the places that are in bounds."""
         return [
             Target.bytes(ctx, slot, offset, nbytes, bar)
             for slot, offset, bar in places
@@ -255,11 +257,11 @@ class BulkCopy(BulkInstruction):
         thread: Thread,
         address: int,
         nbytes: int,
-        places: list[tuple[int, int, Mbarrier]],
+        places: list[Place],
     ) -> None:
         box = linear(address, nbytes)
         region = self.global_region(ctx, thread, box)
-        targets = self._places(ctx, thread, nbytes, places)
+        targets = self._targets(ctx, thread, nbytes, places)
         if region is None or not targets:
             return
         self.count(ctx, "read", box, nbytes * len(targets))
@@ -272,11 +274,11 @@ class BulkCopy(BulkInstruction):
         thread: Thread,
         address: int,
         nbytes: int,
-        places: list[tuple[int, int, Mbarrier]],
+        places: list[Place],
     ) -> None:
         """Shared memory of this CTA to a CTA of the cluster."""
         origin = self.shared_place(ctx, thread, address, nbytes, 16)
-        targets = self._places(ctx, thread, nbytes, places)
+        targets = self._targets(ctx, thread, nbytes, places)
         if origin is None or not targets:
             return
         ctx.counters.add("shared_bytes_read", nbytes)

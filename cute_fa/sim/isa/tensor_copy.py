@@ -148,7 +148,7 @@ class TensorCopy(BulkInstruction):
         targets = []
         if ranks is None:
             self._check_signal(ctx, thread, address >> RANK_SHIFT, signal >> RANK_SHIFT)
-        for slot, offset, bar in self.targets(thread, ctx, address, signal, ranks):
+        for slot, offset, bar in self.places(ctx, thread, address, signal, ranks):
             where = int(ctx.wave.cta_rank[slot]) << RANK_SHIFT | offset
             if self.shared_place(ctx, thread, where, nbytes, SHARED_ALIGNMENT) is not None:
                 targets.append(Target.box(ctx, slot, offset, box.tensor, bar))
