@@ -54,7 +54,19 @@ class LoopSummary:
 
 def sass_loops(kernel: SassKernel) -> list[LoopSummary]:
     """The loops of machine code that do work, outer before inner."""
-    return _summaries(
+    return [summary for _, summary in _summarised_sass(kernel)]
+
+
+def hot_code(kernel: SassKernel) -> list[SassInstr]:
+    """The instructions of the hot loop's whole body; empty if the kernel has no loop."""
+    for loop, summary in _summarised_sass(kernel):
+        if summary.is_hot:
+            return loop_code(kernel.instructions, kernel.blocks, loop.blocks)
+    return []
+
+
+def _summarised_sass(kernel: SassKernel) -> list[tuple[Loop, LoopSummary]]:
+    return _summarised(
         kernel.instructions,
         kernel.blocks,
         classify=sass_class,
@@ -66,7 +78,7 @@ def sass_loops(kernel: SassKernel) -> list[LoopSummary]:
 
 def ptx_loops(kernel: Kernel) -> list[LoopSummary]:
     """The loops of PTX that do work, outer before inner."""
-    return _summaries(
+    found = _summarised(
         kernel.body,
         basic_blocks(kernel),
         classify=ptx_class,
@@ -74,6 +86,7 @@ def ptx_loops(kernel: Kernel) -> list[LoopSummary]:
         polls=lambda instr: any(word in instr.parts for word in _PTX_POLLS),
         where=lambda instr: f"line {instr.line}",
     )
+    return [summary for _, summary in found]
 
 
 def loop_code(code: Sequence[_I], blocks: Blocks, members: frozenset[int]) -> list[_I]:
@@ -81,7 +94,7 @@ def loop_code(code: Sequence[_I], blocks: Blocks, members: frozenset[int]) -> li
     return [instr for b in sorted(members) for instr in code[blocks[b].start : blocks[b].stop]]
 
 
-def _summaries(
+def _summarised(
     code: Sequence[_I],
     blocks: Blocks,
     *,
@@ -89,7 +102,8 @@ def _summaries(
     count: Callable[[list[_I]], dict[str, int]],
     polls: Callable[[_I], bool],
     where: Callable[[_I], str],
-) -> list[LoopSummary]:
+) -> list[tuple[Loop, LoopSummary]]:
+    """The loops that do work."""
     loops = natural_loops(blocks)
     bodies = [loop_code(code, blocks, loop.blocks) for loop in loops]
     waits = frozenset(
@@ -110,33 +124,17 @@ def _summaries(
         return work * trips, sum(own[index].values()) * trips
 
     hot = max(working, key=weight, default=None)
-    return [
-        LoopSummary(
-            where=where(code[blocks[loops[index].header].start]),
-            depth=loops[index].depth,
-            instructions=sum(count(bodies[index]).values()),
-            mix=count(bodies[index]),
+    summarised = []
+    for index in working:
+        loop, mix = loops[index], count(bodies[index])
+        summary = LoopSummary(
+            where=where(code[blocks[loop.header].start]),
+            depth=loop.depth,
+            instructions=sum(mix.values()),
+            mix=mix,
             own_mix=own[index],
-            folded_waits=sum(loops[wait].blocks < loops[index].blocks for wait in waits),
+            folded_waits=sum(loops[wait].blocks < loop.blocks for wait in waits),
             is_hot=index == hot,
         )
-        for index in working
-    ]
-
-
-def hot_code(kernel: SassKernel) -> list[SassInstr]:
-    """The instructions of the hot loop's whole body; empty if the kernel has no loop."""
-    loops = natural_loops(kernel.blocks)
-    hot = next((s for s in sass_loops(kernel) if s.is_hot), None)
-    if hot is None:
-        return []
-    return loop_code(kernel.instructions, kernel.blocks, _blocks_at(kernel, loops, hot.where))
-
-
-def _blocks_at(kernel: SassKernel, loops: list[Loop], where: str) -> frozenset[int]:
-    address = int(where, 16)
-    return next(
-        loop.blocks
-        for loop in loops
-        if kernel.instructions[kernel.blocks[loop.header].start].address == address
-    )
+        summarised.append((loop, summary))
+    return summarised

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from cute_fa.problem import DTYPE_BYTES, AttentionProblem
+from cute_fa.problem import DTYPE_BYTES, AttentionProblem, out_dtype
 
 F32_BYTES = 4
 STATISTICS_BYTES = 2 * F32_BYTES  # m and l of one row
@@ -74,7 +74,7 @@ def fa1_hbm_traffic(problem: AttentionProblem, tiles: Tiles) -> Traffic:
     q_row = problem.head_dim * size
     kv_row = (problem.head_dim + problem.head_dim_v) * size
     carried_row = problem.head_dim_v * F32_BYTES + STATISTICS_BYTES
-    result_row = problem.head_dim_v * size + F32_BYTES
+    result_row = _result_row_bytes(problem)
     seen: set[int] = set()
     read = written = 0
     for m_block in range(-(-problem.seqlen_q // tiles.tile_m)):
@@ -97,7 +97,7 @@ def fa2_hbm_traffic(problem: AttentionProblem, tiles: Tiles) -> Traffic:
     size = DTYPE_BYTES[problem.dtype]
     q_row = problem.head_dim * size
     kv_row = (problem.head_dim + problem.head_dim_v) * size
-    result_row = problem.head_dim_v * size + F32_BYTES
+    result_row = _result_row_bytes(problem)
     read = written = 0
     for m_block in range(-(-problem.seqlen_q // tiles.tile_m)):
         rows = _rows(m_block, tiles.tile_m, problem.seqlen_q)
@@ -115,7 +115,8 @@ def fa3_hbm_traffic(problem: AttentionProblem, tiles: PackedTiles) -> Traffic:
 
     Boxes of TMA are counted as far as they lie in the tensor: what it fills with zeros it does not
     read, and what it leaves out it does not write. A Q block that sees nothing still reads Q. The
-    schedule moves tiles between CTAs and changes no count.
+    schedule moves tiles between CTAs and changes no count. Descales of FP8 inputs, a few numbers a
+    tile, are left out.
     """
     size = DTYPE_BYTES[problem.dtype]
     kv_row = (problem.head_dim + problem.head_dim_v) * size
@@ -130,7 +131,7 @@ def fa3_hbm_traffic(problem: AttentionProblem, tiles: PackedTiles) -> Traffic:
     passes = problem.batch * problem.heads_q // group
     return Traffic(
         rows * problem.head_dim * size + passes * key_rows * kv_row,
-        rows * (problem.head_dim_v * size + F32_BYTES),
+        rows * _result_row_bytes(problem),
     )
 
 
@@ -146,6 +147,11 @@ def key_block_range(problem: AttentionProblem, tile_m: int, tile_n: int, m_block
     if lo >= hi:
         return range(0)
     return range(lo // tile_n, -(-hi // tile_n))
+
+
+def _result_row_bytes(problem: AttentionProblem) -> int:
+    """O and the LSE of one row of one head."""
+    return problem.head_dim_v * DTYPE_BYTES[out_dtype(problem.dtype)] + F32_BYTES
 
 
 def _rows(block: int, tile: int, seqlen: int) -> int:

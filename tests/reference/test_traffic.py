@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -149,3 +149,12 @@ def test_packed_heads_share_a_pass(lengths, features):
     blind = sum(min(8, problem.seqlen_q - m * 8) for m, n_blocks in visits.items() if not n_blocks)
     assert apart.read - fa2.read == 12 * blind * 2 * problem.head_dim
     assert apart.written == fa2.written
+
+
+def test_fp8_reads_half_as_much_and_writes_as_much():
+    """O of FP8 inputs is bfloat16."""
+    wide = _problem(300, 200)
+    half = replace(wide, dtype="float8_e4m3fn")
+    of_wide, of_half = (fa3_hbm_traffic(p, Tiles(128, 64)) for p in (wide, half))
+    assert 2 * of_half.read == of_wide.read
+    assert of_half.written == of_wide.written
