@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,10 @@ def require_gpu() -> None:
 def device_document() -> dict[str, Any]:
     """What the current CUDA device and the software are."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    try:
+        cudnn = torch.backends.cudnn.version()
+    except Exception as error:  # of its libraries, one that does not fit the others
+        cudnn = f"unknown: {type(error).__name__}: {error}"
     return {
         "name": properties.name,
         "capability": [properties.major, properties.minor],
@@ -65,7 +70,7 @@ def device_document() -> dict[str, Any]:
         "memory_bytes": properties.total_memory,
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": cudnn,
     }
 
 
@@ -100,7 +105,13 @@ def throttle_reasons(bits: int) -> list[str]:
     return [*known, *([f"unknown ({rest:#x})"] if rest else [])]
 
 
+_SMI_SECONDS = 5.0
+_smi_hung = threading.Event()  # it is not waited for a second time
+
+
 def _nvidia_smi() -> str:
+    if _smi_hung.is_set():
+        raise subprocess.SubprocessError(f"did not answer within {_SMI_SECONDS:g} s before")
     tool = shutil.which("nvidia-smi")
     if tool is None:
         raise FileNotFoundError("not on the PATH")
@@ -111,7 +122,13 @@ def _nvidia_smi() -> str:
     for reasons in _REASONS_FIELDS:
         fields = ",".join(_FIELDS).replace(_REASONS_FIELDS[0], reasons)
         command = [tool, which, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+        try:
+            result = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=_SMI_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            _smi_hung.set()
+            raise
         if result.returncode == 0:
             return result.stdout
     said = (result.stdout + result.stderr).strip()

@@ -23,6 +23,7 @@ class Begins:
         patience: seconds after which it counts as hanging.
         kernel: name of the kernel that would be to blame.
         call: or the provider, and for what variant.
+        family: the kernels that are given up together, if too many of them are to blame.
     """
 
     section: str
@@ -30,6 +31,7 @@ class Begins:
     patience: float
     kernel: str | None = None
     call: Call | None = None
+    family: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,11 @@ class History:
         done: (section, name) of checks, shapes and choices that need not be made again.
         broken: names of kernels that hung or ended a process, and how.
         refused: the same of the benchmark's calls.
+        given_up: families of kernels of which none is asked for anything any more.
     """
 
     sections: frozenset[str] = frozenset()
     done: frozenset[tuple[str, str]] = frozenset()
     broken: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[Call, str] = field(default_factory=dict)
+    given_up: frozenset[str] = frozenset()

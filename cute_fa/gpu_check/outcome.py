@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from cute_fa.build.bundle import BundleKernel
 from cute_fa.errors import CuteFAError
+from cute_fa.problem import DTYPE_BYTES, KernelVariant
 
 T = TypeVar("T")
 
@@ -63,6 +64,18 @@ def first_lines(error: Exception) -> str:
 def title(kernel: BundleKernel) -> str:
     """What a kernel is called in reports: its label, which candidates share with their default."""
     return kernel.label if kernel.role == "default" else f"{kernel.label} [{kernel.name}]"
+
+
+def family_of(kernel: BundleKernel) -> str:
+    """The kernels that a kernel has most of its code in common with: what makes one hang may well
+    make the others hang."""
+    return family_name(kernel.generation, kernel.variant)
+
+
+def family_name(generation: str, variant: KernelVariant) -> str:
+    """``family_of`` a generation's kernels for a variant, e.g. "fa3 fp8 packed"."""
+    bits = 8 * DTYPE_BYTES[variant.dtype]
+    return f"{generation} fp{bits} {'packed' if variant.is_varlen else 'dense'}"
 
 
 class Deadline:

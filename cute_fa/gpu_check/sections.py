@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,14 @@ from cute_fa.gpu_check.events import (
     SectionDone,
     ShapeTimed,
 )
-from cute_fa.gpu_check.outcome import Check, Deadline
+from cute_fa.gpu_check.outcome import (
+    Check,
+    Deadline,
+    Outcome,
+    family_name,
+    family_of,
+    first_lines,
+)
 from cute_fa.gpu_check.place import Place, serving
 from cute_fa.ops.bundle import LoadedBundle
 
@@ -79,7 +87,8 @@ class Run:
         history: History,
         tell: Callable[[Any], None],
     ) -> None:
-        bundle.leave_out(history.broken)
+        given_up = {k.name for k in bundle.kernels if family_of(k) in history.given_up}
+        bundle.leave_out({*history.broken, *given_up})
         self._bundle = bundle
         self._place = place
         self._settings = settings
@@ -105,6 +114,7 @@ class Run:
             self._section(TUNING, tuning_seconds)
 
     def _section(self, name: str, seconds: float) -> None:
+        """One section, if it is not done; what goes wrong in it keeps no other from being made."""
         if name in self._history.sections:
             return
         started, deadline = time.monotonic(), Deadline(seconds)
@@ -115,7 +125,14 @@ class Run:
             "benchmark": self._benchmark,
             TUNING: self._tuning,
         }
-        sections[name](deadline)
+        try:
+            sections[name](deadline)
+        except DeviceLostError:
+            raise
+        except Exception:
+            reason = traceback.format_exc()
+            self._require_device(reason)
+            self._tell(OutcomeFound(Outcome(name, "as a whole", False, reason)))
         self._tell(SectionDone(name, deadline.left_out, time.monotonic() - started))
 
     def _agreement(self, deadline: Deadline) -> None:
@@ -133,7 +150,8 @@ class Run:
     def _make(self, checks: Iterable[Check], deadline: Deadline) -> None:
         new = (each for each in checks if (each.section, each.name) not in self._history.done)
         for check in deadline.while_time(new):
-            self._tell(Begins(check.section, check.name, PATIENCE, kernel=check.kernel.name))
+            name, family = check.kernel.name, family_of(check.kernel)
+            self._tell(Begins(check.section, check.name, PATIENCE, kernel=name, family=family))
             outcome = check.outcome()
             if outcome.ok is False:
                 self._require_device(outcome.detail)
@@ -153,16 +171,24 @@ class Run:
         for dtype in dict.fromkeys(shape.padded.dtype for shape in todo):
             self._matmul(dtype, deadline)
         for shape in deadline.while_time(todo):
-            rows, state = benchmark.run_shape(
-                shape,
-                [*ours, *settings.competitors],
-                self._timer,
-                BENCH_POLICY,
-                device=place.device,
-                state=gpu_state.snapshot if place.is_gpu else dict,
-                about_to_call=functools.partial(self._about_to_call, shape),
-                refused=functools.partial(self._refusal, shape),
-            )
+            try:
+                rows, state = benchmark.run_shape(
+                    shape,
+                    [*ours, *settings.competitors],
+                    self._timer,
+                    BENCH_POLICY,
+                    device=place.device,
+                    state=gpu_state.snapshot if place.is_gpu else dict,
+                    about_to_call=functools.partial(self._about_to_call, shape),
+                    refused=functools.partial(self._refusal, shape),
+                )
+            except DeviceLostError:
+                raise
+            except Exception as error:
+                self._require_device()
+                reason = f"{type(error).__name__}: {first_lines(error)}"
+                self._tell(OutcomeFound(Outcome("benchmark", shape.name, False, reason)))
+                continue
             self._require_device()
             self._tell(ShapeTimed(shape.name, rows, state))
 
@@ -192,7 +218,10 @@ class Run:
         patience = PATIENCE if isinstance(provider, Ours) else FOREIGN_PATIENCE
         name = f"{provider.name} on {shape.name}"
         call = provider.name, shape.problem.variant
-        self._tell(Begins("benchmark", name, patience, call=call))
+        family = None
+        if isinstance(provider, Ours):
+            family = family_name(provider.generation, shape.problem.variant)
+        self._tell(Begins("benchmark", name, patience, call=call, family=family))
 
     def _tuning(self, deadline: Deadline) -> None:
         fields = tune.competitions(self._bundle, self._place)

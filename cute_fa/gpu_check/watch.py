@@ -12,6 +12,7 @@ import multiprocessing
 import signal
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -45,8 +46,12 @@ IDLE_PATIENCE = 60.0
 GRACE = 15.0
 """Seconds that a run may go over its time, to finish what it has begun."""
 
-MAX_LOSSES = 10
+MAX_LOSSES = 12
 """Processes that may be lost before the run is given up."""
+
+FAMILY_LOSSES = 2
+"""Processes that one family of kernels may lose before all of it is given up: the others, and the
+benchmark, shall have time left."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ class Watch:
         self._target = target
         self._context: Any = multiprocessing.get_context(method)
         self._begun: Begins | None = None
+        self._lost_by: Counter[str] = Counter()
         self._said = ""
         self._end = time.monotonic() + job.seconds
         # Begins anew when the sections before are done, if there are any.
@@ -217,6 +223,7 @@ class Watch:
             reason = "time was up before it came back"
             self._report.take(OutcomeFound(Outcome(begun.section, begun.name, None, reason)))
             return False
+        history = self._without_family(begun, history)
         if begun.call is not None:  # the benchmark's row of it will tell
             refused = {**history.refused, begun.call: why}
             self._job = replace(self._job, history=replace(history, refused=refused))
@@ -231,3 +238,15 @@ class Watch:
         self._job = replace(self._job, history=replace(history, done=done))
         self._report.take(OutcomeFound(Outcome(begun.section, begun.name, False, why)))
         return True
+
+    def _without_family(self, begun: Begins, history: History) -> History:
+        """Give up a family of kernels that has lost too many processes."""
+        family = begun.family
+        if family is None:
+            return history
+        self._lost_by[family] += 1
+        if self._lost_by[family] != FAMILY_LOSSES:
+            return history
+        reason = f"{FAMILY_LOSSES} processes were lost to them; nothing more is asked of the others"
+        self._report.take(OutcomeFound(Outcome("run", f"{family} kernels", False, reason)))
+        return replace(history, given_up=history.given_up | {family})

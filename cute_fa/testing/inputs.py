@@ -321,5 +321,5 @@ def _shapes(p: AttentionProblem) -> tuple[tuple[int, ...], tuple[int, ...], tupl
 
 def _unit_rows(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     seqlen, dim = shape[1], shape[3]
-    rows = torch.eye(dim).to(dtype)[torch.arange(seqlen) % dim]  # (S, D)
+    rows = torch.eye(dim)[torch.arange(seqlen) % dim].to(dtype)  # (S, D)
     return rows[None, :, None].expand(shape).contiguous()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -399,6 +400,23 @@ esac
         assert "not a valid field" in found["unknown"]
     else:
         assert found["throttle_reasons"] == ["software power cap"] and found["sm_mhz"] == 1980
+
+
+def test_an_nvidia_smi_that_hangs_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked after every shape, in time that the shapes behind it lack."""
+    tool, asked = tmp_path / "nvidia-smi", tmp_path / "asked"
+    tool.write_text(f"#!/bin/sh\necho once >> {asked}\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(gpu_state.shutil, "which", lambda name: str(tool))
+    monkeypatch.setattr(gpu_state, "_SMI_SECONDS", 0.5)
+    monkeypatch.setattr(gpu_state, "_smi_hung", threading.Event())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: object())
+    for _ in range(3):
+        assert "0.5" in gpu_state.snapshot()["unknown"]
+    assert asked.read_text() == "once\n"
 
 
 def test_a_machine_that_does_not_tell() -> None:

@@ -92,6 +92,17 @@ def always_hangs(connection: Connection, job: Job) -> None:
     connection.send(Lost("CUDA error: misaligned address"))
 
 
+def loses_a_family(connection: Connection, job: Job) -> None:
+    """Each of its kernels ends the process; another one is well."""
+    number = len(job.history.broken)
+    if "fa3 fp16 dense" not in job.history.given_up:
+        family = "fa3 fp16 dense"
+        connection.send(Begins("correctness", f"no. {number}", 60.0, f"k{number}", None, family))
+        os._exit(9)
+    connection.send(found("another"))
+    connection.send(Finished())
+
+
 def runs_out_of_time(connection: Connection, job: Job) -> None:
     connection.send(begin("first", "k1"))
     time.sleep(600)

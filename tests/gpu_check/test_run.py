@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cute_fa.bench import benchmark
 from cute_fa.build import manifest
 from cute_fa.build.bundle import TUNED, Bundle, BundleKernel
 from cute_fa.errors import CompileError
@@ -312,6 +313,38 @@ def test_a_device_that_is_lost_ends_the_process(
     with pytest.raises(DeviceLostError, match="everything is refused"):
         Run(bundle, simulator, TINY, History(done), told.append).all(600, 0)
     assert isinstance(told[-1], Begins) and told[-1].call == ("cute_fa-fa1", SHAPE.problem.variant)
+
+
+def test_what_goes_wrong_in_a_section_leaves_the_others(
+    bundle: LoadedBundle, simulator: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise KeyError("nobody thought of this")
+
+    monkeypatch.setattr(agreement, "checks", fail)
+    monkeypatch.setattr(benchmark, "run_shape", fail)
+    report = Report({}, {})
+    Run(bundle, simulator, TINY, History(), report.take).all(600, 0)
+    found = {(each.section, each.name): each.detail for each in report.failures}
+    assert list(found) == [("agreement", "as a whole"), ("benchmark", SHAPE.name)]
+    assert all("nobody thought of this" in detail for detail in found.values())
+    assert sum(each.ok is True for each in report.outcomes) == 10
+    assert set(report.seconds) == {"agreement", "correctness", "repeats", "benchmark"}
+
+
+def test_a_family_that_is_given_up_is_left_out(bundle: LoadedBundle, simulator: Place) -> None:
+    packed = [kernel for kernel in bundle.kernels if kernel.variant.is_varlen]
+    begun: list[Begins] = []
+    history = History(frozenset({"agreement", "repeats"}), given_up=frozenset({"fa2 fp16 dense"}))
+
+    def tell(event: Any) -> None:
+        if isinstance(event, Begins):
+            begun.append(event)
+
+    Run(bundle, simulator, TINY, history, tell).all(600, 0)
+    assert {each.kernel for each in begun if each.kernel} == {kernel.name for kernel in packed}
+    families = {each.family for each in begun if each.section == "correctness"}
+    assert families == {"fa2 fp16 packed"} and bundle.kernels == tuple(packed)
 
 
 def test_what_is_done_or_broken_is_not_done_again(bundle: LoadedBundle, simulator: Place) -> None:

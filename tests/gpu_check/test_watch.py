@@ -75,6 +75,16 @@ def test_it_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "3 processes were lost" in report.outcomes[-1].detail
 
 
+def test_a_family_of_kernels_is_given_up() -> None:
+    """It must not take the time of all others."""
+    report, _ = watched(processes.loses_a_family)
+    assert report.is_complete and not report.ok
+    lost = [each.name for each in report.outcomes if each.section == "correctness" and not each.ok]
+    assert lost == [f"no. {number}" for number in range(watch.FAMILY_LOSSES)]
+    found = outcomes(report)
+    assert found["fa3 fp16 dense kernels"][0] is False and found["another"] == (True, "")
+
+
 def test_time_that_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "GRACE", 1.0)
     report, _ = watched(processes.runs_out_of_time, seconds=1.0)
