@@ -24,6 +24,13 @@ def _pick(head_dim: int, head_dim_v: int | None = None, **mask) -> Fa4FwdConfig:
     return pick_fwd(KernelVariant("bfloat16", head_dim, head_dim_v or head_dim, **mask), BLACKWELL)
 
 
+def _row(config: Fa4FwdConfig) -> tuple[float, ...]:
+    """Of the tables below."""
+    tiles_kib = (config.smem_bytes - config.smem_small_bytes) / KIB
+    columns = config.tmem_map.columns_used
+    return config.num_q_tiles, config.tile_n, config.stages, columns, tiles_kib
+
+
 # (D, Dv, causal) → Q tiles, tile_n, stages, TMEM columns, KiB of tiles: the README's table.
 TABLE = {
     (32, 32, False): (2, 128, 8, 320, 96),
@@ -44,16 +51,30 @@ TABLE = {
 @pytest.mark.parametrize(("head_dim", "head_dim_v", "causal"), TABLE)
 def test_tile_table(head_dim, head_dim_v, causal):
     config = _pick(head_dim, head_dim_v, causal=causal)
-    tiles_kib = (config.smem_bytes - config.smem_small_bytes) / KIB
-    got = (
-        config.num_q_tiles,
-        config.tile_n,
-        config.stages,
-        config.tmem_map.columns_used,
-        tiles_kib,
-    )
     assert config.is_paired == (config.num_q_tiles == 1)
-    assert got == TABLE[head_dim, head_dim_v, causal]
+    assert _row(config) == TABLE[head_dim, head_dim_v, causal]
+
+
+# The same of FP8, without a mask.
+FP8_TABLE = {
+    (64, 64): (2, 128, 8, 384, 112),
+    (128, 128): (2, 128, 8, 512, 224),
+    (192, 128): (2, 128, 4, 512, 208),
+    (256, 256): (1, 128, 4, 512, 224),
+}
+
+
+@pytest.mark.parametrize(("head_dim", "head_dim_v"), FP8_TABLE)
+def test_tile_table_of_fp8(head_dim, head_dim_v):
+    config = pick_fwd(KernelVariant("float8_e4m3fn", head_dim, head_dim_v), BLACKWELL)
+    assert _row(config) == FP8_TABLE[head_dim, head_dim_v]
+    assert (config.out_dtype, config.has_own_o) == ("bfloat16", True)
+    # P begins with its S, and is at most 2^8.
+    assert config.tmem_map.p == config.tmem_map.s
+    assert config.tmem_map.p_columns == config.tile_n // 4
+    assert config.p_exponent + config.rescale_threshold == 8.0
+    with pytest.raises(InvalidArgumentError, match=r"0 to 0: P of up to 2\^8"):
+        replace(config, rescale_threshold=1.0)
 
 
 @pytest.mark.parametrize("dims", [(64, 64), (128, 128), (192, 128), (256, 256)])

@@ -18,7 +18,7 @@ from cute_fa.errors import InvalidArgumentError
 from cute_fa.fa4.config import Fa4FwdConfig, pick_fwd
 from cute_fa.problem import KernelVariant
 from cute_fa.quant import BLOCK_ROWS
-from cute_fa.target import KIB, TARGETS
+from cute_fa.target import TARGETS
 from tests.rungs import fp8
 from tests.rungs.fp8 import quantized
 
@@ -103,37 +103,6 @@ def test_ptx_is_what_the_tiles_imply():
     assert ptx.count("cvt.rn.satfinite.e4m3x2.f32") == 2 * config.tile_n // 2
     assert ptx.count("tcgen05.st.sync.aligned.32x32b.x8.b32") == 2 * config.tile_n // 32
     assert compiled.resources.stack_bytes == compiled.resources.spill_store_bytes == 0
-
-
-# (D, Dv) → Q tiles, tile_n, stages, TMEM columns, KiB of tiles, without a mask.
-TABLE = {
-    (64, 64): (2, 128, 8, 384, 112),
-    (128, 128): (2, 128, 8, 512, 224),
-    (192, 128): (2, 128, 4, 512, 208),
-    (256, 256): (1, 128, 4, 512, 224),
-}
-
-
-@pytest.mark.parametrize(("head_dim", "head_dim_v"), TABLE)
-def test_plan(head_dim, head_dim_v):
-    variant = replace(VARIANT, head_dim=head_dim, head_dim_v=head_dim_v)
-    config = pick_fwd(variant, BLACKWELL)
-    tiles_kib = (config.smem_bytes - config.smem_small_bytes) / KIB
-    got = (
-        config.num_q_tiles,
-        config.tile_n,
-        config.stages,
-        config.tmem_map.columns_used,
-        tiles_kib,
-    )
-    assert got == TABLE[head_dim, head_dim_v]
-    assert (config.out_dtype, config.has_own_o) == ("bfloat16", True)
-    # P begins with its S, and is at most 2^8.
-    assert config.tmem_map.p == config.tmem_map.s
-    assert config.tmem_map.p_columns == config.tile_n // 4
-    assert config.p_exponent + config.rescale_threshold == 8.0
-    with pytest.raises(InvalidArgumentError, match=r"0 to 0: P of up to 2\^8"):
-        replace(config, rescale_threshold=1.0)
 
 
 @pytest.mark.parametrize(
