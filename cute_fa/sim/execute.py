@@ -134,7 +134,7 @@ def execute(
     """
     started = time.perf_counter()
     program = prepare(module, config.kernel)
-    _check_launch(program.kernel, config, options)
+    _check_launch(program.kernel, config)
     waves = plan_waves(program, config, options)
     launch = Launch(config.kernel, config.grid, config.block, config.cluster, config.smem_bytes)
     launch.ctas = sum(len(ids) for ids in waves)
@@ -157,7 +157,7 @@ def execute(
     return launch
 
 
-def _check_launch(kernel: ptx.Kernel, config: LaunchConfig, options: SimOptions) -> None:
+def _check_launch(kernel: ptx.Kernel, config: LaunchConfig) -> None:
     def refuse(what: str, got: object, expected: object) -> None:
         raise InvalidArgumentError(f"kernel {kernel.name}: {what}", got=got, expected=expected)
 
@@ -171,8 +171,6 @@ def _check_launch(kernel: ptx.Kernel, config: LaunchConfig, options: SimOptions)
         refuse("the grid is not whole clusters", config.grid, f"multiples of {config.cluster}")
     if len(config.params) < kernel.param_bytes:
         refuse("too few parameter bytes", len(config.params), kernel.param_bytes)
-    if options.completion not in ("eager", "late", "random"):
-        refuse("unknown completion policy", options.completion, "eager, late or random")
 
 
 # --- waves ----------------------------------------------------------------------------------------

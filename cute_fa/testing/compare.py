@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -192,12 +193,14 @@ def assert_attention_close(
     k: Tensor,
     v: Tensor,
     problem: AttentionProblem | VarlenProblem,
-    *,
-    exp2_error: float = 0.0,
-    repro: str = "",
+    **options: Any,
 ) -> ErrorReport:
-    """``check_attention`` that raises AssertionError with the whole report if it is not ok."""
-    report = check_attention(out, lse, q, k, v, problem, exp2_error=exp2_error, repro=repro)
+    """``check_attention`` that raises AssertionError with the whole report if it is not ok.
+
+    Args:
+        options: further arguments of ``check_attention``: descales of FP8 inputs, and others.
+    """
+    report = check_attention(out, lse, q, k, v, problem, **options)
     if not report.ok:
         raise AssertionError(str(report))
     return report
