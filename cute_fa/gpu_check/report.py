@@ -22,7 +22,7 @@ from cute_fa.gpu_check.events import (
     ShapeTimed,
 )
 from cute_fa.gpu_check.outcome import Outcome
-from cute_fa.gpu_check.tune import Choice
+from cute_fa.gpu_check.tune import Choice, Trial
 from cute_fa.ops.bundle import LoadedBundle
 
 
@@ -73,10 +73,15 @@ class Report:
         """It came to its end, nothing that was checked is wrong, and something was checked."""
         checked = any(outcome.ok for outcome in self.outcomes)
         checked |= any(trial.medians for choice in self.choices for trial in choice.trials)
-        return self.is_complete and checked and not self.failures and not self._wrong_rows()
+        wrong = self.failures or self._wrong_rows() or self._refused_trials()
+        return self.is_complete and checked and not wrong
 
     def _wrong_rows(self) -> list[Row]:
         return [row for row in self.results.wrong if row.provider.startswith("cute_fa-")]
+
+    def _refused_trials(self) -> list[tuple[Choice, Trial]]:
+        """Kernels that were wrong or failed while they competed."""
+        return [(c, trial) for c in self.choices for trial in c.trials if trial.refused]
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -113,6 +118,8 @@ class Report:
             yield f"FAILED {outcome.section}: {outcome.name}\n  {outcome.detail}"
         for row in self._wrong_rows():
             yield f"FAILED benchmark: {row.provider} on {row.shape}: {row.reason}"
+        for choice, trial in self._refused_trials():
+            yield f"FAILED tuning: {trial.kernel} of {choice.label}\n  {trial.refused}"
         if self.results.rows:
             header, rows = summary(self.results)
             yield "  ".join(header)
@@ -122,9 +129,6 @@ class Report:
             yield f"tuned {choice.label}: {choice.kernel}, {choice.speedup:.3f} × the default"
             changes = ", ".join(f"{name}={value}" for name, value in choice.changes.items())
             yield f"  {changes or 'the default'}; {len(choice.trials)} were tried"
-            for trial in choice.trials:
-                if trial.refused:
-                    yield f"  not timed: {trial.kernel}: {trial.refused.splitlines()[0]}"
         if self.tuned is not None:
             yield f"table of tuned kernels: {self.tuned}"
         if not self.is_complete:

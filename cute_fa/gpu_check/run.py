@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import time
@@ -77,7 +78,8 @@ def run(
     if report.choices:
         path = bundle.folder / TUNED
         try:
-            write_in_one_step(path, table(report.choices, report.device))
+            earlier = json.loads(path.read_text()) if path.exists() else None
+            write_in_one_step(path, table(report.choices, report.device, earlier))
             report.tuned = str(path)
         except OSError as error:
             report.tuned = f"not written: {error}"

@@ -244,10 +244,20 @@ def choose(label: str, trials: Sequence[Trial]) -> Choice:
     return Choice(label, best.kernel, default.score / best.score if usable else 1.0, tuple(trials))
 
 
-def table(choices: Sequence[Choice], device: Mapping[str, Any]) -> str:
-    """What ``tuned.json`` of a bundle holds."""
-    document = {"device": dict(device), "choices": [asdict(choice) for choice in choices]}
-    return json.dumps(document, indent=1)
+def table(
+    choices: Sequence[Choice], device: Mapping[str, Any], earlier: Mapping[str, Any] | None = None
+) -> str:
+    """What ``tuned.json`` of a bundle holds: the choices of which something was timed.
+
+    Args:
+        earlier: the table that is to be replaced. Its other choices are kept if it is of such a
+            device, too: a run may be cut off, or have little time.
+    """
+    entries = [asdict(choice) for choice in choices if any(t.medians for t in choice.trials)]
+    if earlier is not None and earlier["device"].get("name") == device.get("name"):
+        new = {entry["label"] for entry in entries}
+        entries += [entry for entry in earlier["choices"] if entry["label"] not in new]
+    return json.dumps({"device": dict(device), "choices": entries}, indent=1)
 
 
 def _geometric_mean(values: Collection[float]) -> float:

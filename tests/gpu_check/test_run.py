@@ -112,6 +112,21 @@ def test_tuning_writes_a_table_that_is_used(
 
     run.show(report, as_json=False)
     assert "tile_n=32; 2 were tried" in capsys.readouterr().out
+    # The next run finds no time for this one: it stays.
+    first = json.loads((copy / TUNED).read_text())["choices"]
+    other = replace(choice, label="another", trials=choice.trials[:1])
+
+    class Another(InProcess):
+        def run(self) -> None:
+            self.report.device["name"] = "simulated sm_80"
+            self.report.choices.append(other)
+
+    run.run(bundle, simulator, settings, watch=Another)
+    after = json.loads((copy / TUNED).read_text())["choices"]
+    assert [entry["label"] for entry in after] == ["another", candidate.label] and after[
+        1:
+    ] == first
+    (copy / TUNED).write_text(json.dumps({"device": report.device, "choices": first}))
 
     tuned = load_bundle(copy)
     assert tuned.kernel("fa2", "sm_80", candidate.variant).name == candidate.name
@@ -143,6 +158,11 @@ def test_tuning_alone(
     assert report.ok
     report.choices = [replace(choice, trials=())]
     assert not report.ok
+    # Who is wrong is not timed, and the others' being right does not make up for it.
+    right, wrong = choice.trials[0], replace(choice.trials[1], medians={}, refused="wrong on it")
+    report.choices = [replace(choice, trials=(right, wrong))]
+    assert not report.ok
+    assert f"FAILED tuning: {wrong.kernel} of {choice.label}\n  wrong on it" in report.text()
 
 
 def test_without_candidates_there_is_no_tuning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -46,6 +47,22 @@ def test_what_is_to_be_written_into_the_tile_table() -> None:
     other = replace(trial("c", "candidate", 1.0), config={"tile_n": 96, "stages": 2})
     assert tune.choose("label", [default, other]).changes == {"tile_n": 96}
     assert tune.choose("label", [default]).changes == {}
+
+
+def test_the_table_keeps_what_was_chosen_before() -> None:
+    """On such a device; what was decided anew replaces it, and what nobody timed is no choice."""
+    first, second = (tune.Choice(label, "d", 1.0, (trial("d", "default", 1.0),)) for label in "ab")
+    earlier = json.loads(tune.table([first, second], {"name": "H100"}))
+    anew = tune.Choice("b", "c", 2.0, (trial("c", "candidate", 1.0),))
+    failed = tune.Choice("c", "d", 1.0, (trial("d", "default", refused="no"),))
+
+    def chosen(device: str) -> dict[str, str]:
+        document = json.loads(tune.table([anew, failed], {"name": device}, earlier))
+        assert document["device"] == {"name": device}
+        return {entry["label"]: entry["kernel"] for entry in document["choices"]}
+
+    assert chosen("H100") == {"a": "d", "b": "c"}
+    assert chosen("H200") == {"b": "c"}
 
 
 def test_tuning_shapes_are_the_variants() -> None:
