@@ -178,7 +178,7 @@ FP8_CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
         {
             "head_dim": (64,),
             "num_consumers": (3,),
-            "tile_n": (96, 128, 160, 192),
+            "tile_n": (96, 128, 160),
             "has_turns": (True, False),
         },
         {
@@ -193,7 +193,7 @@ FP8_CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
             "has_turns": (True, False),
         },
         {"head_dim": (128,), "tile_n": (96, 128), "stages": (3, 4)},
-        {"head_dim": (128,), "num_consumers": (3,), "tile_n": (96, 128), "stages": (2, 3)},
+        {"head_dim": (128,), "num_consumers": (3,), "tile_n": (96,), "stages": (2, 3)},
         {
             "head_dim": (128,),
             "is_persistent": (False,),

@@ -191,7 +191,7 @@ def test_a_table_that_cannot_be_written(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(run, "write_in_one_step", full)
-    monkeypatch.setattr(run, "table", lambda choices, device: "")
+    monkeypatch.setattr(run, "table", lambda *what: "")
     report = run.run(bundle, simulator, TINY, watch=Chosen)
     assert report.tuned is not None and "No space left" in report.tuned
 
