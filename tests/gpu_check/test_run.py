@@ -123,9 +123,8 @@ def test_tuning_writes_a_table_that_is_used(
 
     run.run(bundle, simulator, settings, watch=Another)
     after = json.loads((copy / TUNED).read_text())["choices"]
-    assert [entry["label"] for entry in after] == ["another", candidate.label] and after[
-        1:
-    ] == first
+    assert [entry["label"] for entry in after] == ["another", candidate.label]
+    assert after[1:] == first
     (copy / TUNED).write_text(json.dumps({"device": report.device, "choices": first}))
 
     tuned = load_bundle(copy)
