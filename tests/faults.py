@@ -89,3 +89,9 @@ def assert_survivors_are_redundant(found: Survey, redundant: Sequence[Redundant]
     for argument in redundant:
         survived = [str(fault) for fault in found.survivors if argument.covers(fault)]
         assert len(survived) <= argument.at_most, (argument, survived)
+
+
+def assert_arguments_have_survivors(found: Survey, redundant: Sequence[Redundant]) -> None:
+    """Of a survey of every fault: an argument for what is caught is out of date."""
+    stale = [r for r in redundant if not any(map(r.covers, found.survivors))]
+    assert not stale, f"these are caught: {stale}"

@@ -181,7 +181,15 @@ _IN_ORDER = (
 )
 _NO_KEYS = (
     "MMA's waits for the two Q tiles of a row tile without keys: it multiplies nothing, and the "
-    "correction waits for the same bytes before it puts O in their place."
+    "correction waits for the same bytes before it puts O in their place. What they are for is to "
+    "tell the next tile's phase from this one's, and here tiles without keys are the last: only "
+    "sections of heads or packed sequences have others after them."
+)
+_PERMIT = Redundant(
+    "allocation",
+    r"tcgen05\.relinquish_alloc_permit\..*",
+    1,
+    "A hint: it lets other CTAs of the SM allocate, and there are none.",
 )
 FA4_PERSISTENT = KernelSurvey(
     "fa4",
@@ -189,15 +197,36 @@ FA4_PERSISTENT = KernelSurvey(
     (_CAUSAL, _STEEP, _KEYS_FOR_ALL),
     _FA4_PLAN,
     (
-        Redundant(
-            "allocation",
-            r"tcgen05\.relinquish_alloc_permit\..*",
-            1,
-            "A hint: it lets other CTAs of the SM allocate, and there are none.",
-        ),
+        _PERMIT,
         Redundant("wait", r"mbarrier\.try_wait\..*", 2, _NO_KEYS),
-        Redundant("parity", r"mbarrier\.try_wait\..*", 2, _NO_KEYS),
         Redundant("stage", r"mbarrier\..*", 5, _IN_ORDER + " " + _NO_KEYS),
+    ),
+    has_strict_rules=True,
+)
+
+_DRAIN = (
+    "LOAD's last waits, for commits that may still come: those of the last product, which the "
+    "simulator completes last, are those of the slot that it waits for last. The ISA promises no "
+    "order of commits to different mbarriers."
+)
+FA4_PAIRED = KernelSurvey(
+    "fa4",
+    replace(FA4_PERSISTENT.target, sm_count=2),
+    FA4_PERSISTENT.problems,
+    _FA4_PLAN | {"num_q_tiles": 1, "is_paired": True, "has_own_o": True},
+    (
+        _PERMIT,
+        Redundant("wait", r"mbarrier\.try_wait\..*", 2, _DRAIN),
+        Redundant(
+            "stage", r"mbarrier\.try_wait\..*", 3, _DRAIN + " In which order is all the same."
+        ),
+        Redundant(
+            "barrier",
+            r"bar\.warp\.sync -1",
+            1,
+            "Before EPILOGUE's arrival at o_gone: the lane that arrives is the one that has issued "
+            "the copy and waited for it.",
+        ),
     ),
     has_strict_rules=True,
 )
@@ -250,11 +279,29 @@ FA4_LAUNCH_CONTROL = KernelSurvey(
     choose=_of_launch_control,
 )
 
+FA4_PAIRED_LAUNCH_CONTROL = replace(
+    FA4_LAUNCH_CONTROL,
+    target=FA4_PAIRED.target,
+    plan=FA4_PAIRED.plan | {"is_persistent": False, "has_launch_control": True},
+    redundant=(
+        Redundant(
+            "stage",
+            r"mbarrier\..*",
+            2,
+            "The slots of two answers exchanged where the other CTA's MMA warp, which has no work, "
+            "waits for or releases one: it only reads on a request later, and what it releases too "
+            "early is asked for again behind a request that waits for what it releases too late.",
+        ),
+    ),
+)
+
 SURVEYS: dict[str, KernelSurvey] = {
     "fa1": FA1,
     "fa2": FA2,
     "fa3 persistent": FA3_PERSISTENT,
     "fa3 one tile per CTA": FA3_SINGLE,
     "fa4 persistent": FA4_PERSISTENT,
+    "fa4 pairs of CTAs": FA4_PAIRED,
     "fa4 launch control": FA4_LAUNCH_CONTROL,
+    "fa4 launch control of pairs": FA4_PAIRED_LAUNCH_CONTROL,
 }
