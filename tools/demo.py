@@ -127,7 +127,7 @@ def run_row(
         tensors = [t.cuda() for t in (q, k, v)]
         arguments = {n: x.cuda() if torch.is_tensor(x) else x for n, x in arguments.items()}
         out, lse = (t.cpu() for t in function(*tensors, **arguments))
-        counted = ("-", "-", "-", "-")
+        read = written = exponentials = found = "-"
         hazards: Sequence[object] = ()
     else:
         with sim.Device(arch, strict=False) as device:
@@ -135,12 +135,8 @@ def run_row(
         launch = device.launches[-1]
         hazards = launch.hazards
         counters = launch.counters
-        counted = (
-            kib(counters.global_bytes_read),
-            kib(counters.global_bytes_written),
-            str(counters.exponentials),
-            str(len(hazards)),
-        )
+        read, written = kib(counters.global_bytes_read), kib(counters.global_bytes_written)
+        exponentials, found = str(counters.exponentials), str(len(hazards))
     report = check_attention(out, lse, q, k, v, problem, exp2_error=find(generation).exp2_error)
     resources = compiled.resources
     kernel = next(iter(parse(compiled.ptx).kernels.values()))
@@ -158,12 +154,12 @@ def run_row(
         f"{report.ref_max_err:.1e}",
         f"{report.rms_err:.1e}",
         f"{report.ref_rms_err:.1e}",
-        counted[0],
-        counted[1],
+        read,
+        written,
         kib(problem.ideal_hbm_bytes()),
         kib(problem.standard_hbm_bytes()),
-        counted[2],
-        counted[3],
+        exponentials,
+        found,
     )
     return Row(cells, report.ok and not hazards, "" if report.ok else str(report))
 

@@ -158,6 +158,10 @@ class Mbarriers(Subsystem):
             return None
         return slot - int(self.wave.cta_rank[slot]) + rank, offset
 
+    def _address(self, bar: Mbarrier) -> int:
+        """As CTAs of its cluster see it."""
+        return shared_address(int(self.wave.cta_rank[bar.slot]), bar.offset)
+
     def find(self, ctx: BlockContext, address: int, slot: int, warp: int) -> Mbarrier | None:
         """The barrier at an address; reports and returns None if there is none in use."""
         place = self.place(ctx, address, slot, warp)
@@ -206,8 +210,7 @@ class Mbarriers(Subsystem):
         if not bar.fenced:
             bar.fenced = True
             text = "no fence.mbarrier_init or fence.proxy.async by the warp that initialised it"
-            address = shared_address(int(self.wave.cta_rank[bar.slot]), bar.offset)
-            report_warp(ctx, "mbarrier-init-fence", text, slot, warp, address=address)
+            report_warp(ctx, "mbarrier-init-fence", text, slot, warp, address=self._address(bar))
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -256,7 +259,7 @@ class Mbarriers(Subsystem):
         bar.transactions += change
         if abs(bar.transactions) > MOST_TRANSACTIONS:
             text = f"a transaction count of {bar.transactions}, of at most ±{MOST_TRANSACTIONS}"
-            address = shared_address(int(self.wave.cta_rank[bar.slot]), bar.offset)
+            address = self._address(bar)
             report_warp(ctx, "mbarrier-count", text, slot, warp, address=address)
             bar.transactions = min(max(bar.transactions, -MOST_TRANSACTIONS), MOST_TRANSACTIONS)
 
@@ -280,7 +283,7 @@ class Mbarriers(Subsystem):
             completes: False for ``.noComplete``: the arrival must not complete the phase.
         """
         token = bar.pack()
-        address = shared_address(int(self.wave.cta_rank[bar.slot]), bar.offset)
+        address = self._address(bar)
         if not 1 <= count <= MOST_COUNT:
             text = f"an arrival count of {count}, of 1 to {MOST_COUNT}"
             report_warp(ctx, "mbarrier-count", text, slot, warp, address=address)
@@ -308,7 +311,7 @@ class Mbarriers(Subsystem):
         """Each phase has to be seen complete before the next one is arrived on (9.7.13.15.4)."""
         if bar.phase - 1 > bar.seen_phase and not bar.waiting:
             text = f"phase {bar.phase - 1} is complete and nobody has waited for it"
-            address = shared_address(int(self.wave.cta_rank[bar.slot]), bar.offset)
+            address = self._address(bar)
             report_warp(ctx, "mbarrier-overrun", text, slot, warp, address=address)
             bar.seen_phase = bar.phase - 1
 

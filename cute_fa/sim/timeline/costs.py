@@ -116,7 +116,7 @@ def cost_of(
 def _unit(instr: ptx.Instr, counter_class: str) -> tuple[str, float]:
     """(unit, passes through it)."""
     op = instr.op
-    packed = instr.parts[-1] in ("f32x2",)
+    packed = instr.parts[-1] == "f32x2"
     if counter_class in _FREE or op == "cvta" or counter_class in _SYNCHRONISING:
         return "", 0
     if counter_class in ("ld_shared", "st_shared", "ldmatrix", "stmatrix"):
