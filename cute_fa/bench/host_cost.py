@@ -2,8 +2,9 @@
 
 The launch code of real kernels is linked against a CUDA runtime whose functions do nothing, so that
 everything is timed but the driver. CPU tensors take the place of a GPU's: the first call of each
-kind is checked and kept as on a GPU, and what follows is timed. The launch code gets prepared
-arguments that say "cuda"; passing torch tensors to it is timed with a function that ignores them.
+kind is checked and kept as on a GPU, and what follows is timed. The launch code gets the torch
+tensors of the call, as TVM-FFI passes them, and a few instructions before it write into each that
+it is on a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 
 import cute_fa
 from cute_fa.bench.timing import Timing
-from cute_fa.build.host import load_library
+from cute_fa.build.host import HOST_NAME, load_library
 from cute_fa.build.toolchain import INSTALL_CC, c_compiler, link_shared
 from cute_fa.errors import CompileError, MissingToolError
 from cute_fa.ops import checks, plans, sources
@@ -41,6 +42,23 @@ NOTHING(CuteDSLRT_TVMFFISetRaisedCudaError) NOTHING(CuteDSLRT_TVMFFISetRaisedCud
 int _cudaGetDevice(int *device) { *device = 0; return 0; }
 int _cudaGetDeviceCount(int *count) { *count = 1; return 0; }
 int _cudaDeviceGetAttribute(int *value, int attribute, int device) { *value = 1; return 0; }
+"""
+
+# Runs before launch code: tensors that say they are on the CPU shall say they are on a GPU. Those
+# of torch come as TVM-FFI objects that are made for the call.
+_LAUNCH_NAME = "cute_fa_on_gpu"
+_CLAIM_GPU = f"""
+#include <tvm/ffi/c_api.h>
+int __tvm_ffi_{HOST_NAME}(void *, const TVMFFIAny *, int32_t, TVMFFIAny *);
+int __tvm_ffi_{_LAUNCH_NAME}(
+    void *self, const TVMFFIAny *arguments, int32_t count, TVMFFIAny *result) {{
+    for (int32_t i = 0; i < count; ++i) {{
+        if (arguments[i].type_index != kTVMFFITensor) continue;
+        DLTensor *tensor = (DLTensor *)((char *)arguments[i].v_obj + sizeof(TVMFFIObject));
+        tensor->device.device_type = kDLCUDA;
+    }}
+    return __tvm_ffi_{HOST_NAME}(self, arguments, count, result);
+}}
 """
 
 # B, S, H, D: small, because the C library asks the kernel for large results, where a GPU's
@@ -64,10 +82,10 @@ def host_cost(*, samples: int = SAMPLES, calls: int = CALLS) -> dict[str, Timing
     with tempfile.TemporaryDirectory(prefix="cute_fa-") as folder:
         launches = _Launches(Path(folder))
         with _gpu_stands_in(launches):
-            return _time(_actions(launches), samples, calls)
+            return _time(_actions(), samples, calls)
 
 
-def _actions(launches: _Launches) -> dict[str, Action]:
+def _actions() -> dict[str, Action]:
     """What is measured, by what it is called; the first calls have been made."""
     batch, seqlen, heads, dim = SIZES
     q, k, v = (torch.zeros(batch, seqlen, heads, dim, dtype=torch.bfloat16) for _ in range(3))
@@ -94,11 +112,14 @@ def _actions(launches: _Launches) -> dict[str, Action]:
     }
     for action in public.values():
         action()
+    plan = next(iter(plans._plans.values()))  # of the first call
+    results = [plans._empty_on_cpu(*layout) for layout in plan.outputs]
+    prepared = [*map(to_tvm_ffi, (q, k, v, *results)), *plan.scalars]
     out, lse = torch.empty_like(q), torch.empty(batch, heads, seqlen)
     options = checks.Options(causal=True)
     return {
         **public,
-        "launch code alone": launches.latest,
+        "launch code alone": lambda: plan.launch(*prepared),
         "two results allocated": lambda: (torch.empty_like(out), torch.empty_like(lse)),
         "checks of a call of a new kind": lambda: checks.check_call(q, k, v, options),
     }
@@ -109,28 +130,14 @@ class _Launches:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._runtime = _runtime_that_does_nothing(folder)
-        self._ignore = _function_that_ignores_its_arguments()
-        self.latest: Action = lambda: None
+        self._runtime = _compiled(_NULL_RUNTIME, folder / "libcute_fa_null_runtime.so", "-shared")
+        self._claim = _compiled(_CLAIM_GPU, folder / "claim.o", "-c")
 
     def kernel(self, *of: Any) -> Any:
         """Instead of ``sources.kernel``: the same kernel, linked to a runtime that does nothing."""
         kernel = sources.source(None).kernel(*of[:-1])
-        code, ignore = self._linked(kernel), self._ignore
-        prepared: tuple[Any, ...] = ()
-
-        def host(backend: str) -> Callable[..., None]:
-            def launch(*arguments: Any) -> None:
-                nonlocal prepared
-                if not prepared:
-                    prepared = tuple(map(to_tvm_ffi, arguments))
-                    self.latest = lambda: code(*prepared)
-                ignore(*arguments)
-                code(*prepared)
-
-            return launch
-
-        return SimpleNamespace(host=host, config=kernel.config)
+        launch = self._linked(kernel)
+        return SimpleNamespace(host=lambda backend: launch, config=kernel.config)
 
     def _linked(self, kernel: Any) -> Any:
         import tvm_ffi
@@ -139,8 +146,9 @@ class _Launches:
         library = launch_object.with_suffix(".so")
         launch_object.write_bytes(kernel.host_object)
         ffi = Path(tvm_ffi.libinfo.find_libtvm_ffi())
-        link_shared([launch_object], [self._runtime, ffi], library)
-        return load_library(library, self._runtime)
+        link_shared([launch_object, self._claim], [self._runtime, ffi], library)
+        load_library(library, self._runtime)
+        return tvm_ffi.load_module(str(library))[_LAUNCH_NAME]
 
 
 @contextlib.contextmanager
@@ -179,23 +187,17 @@ def _time(actions: Mapping[str, Action], samples: int, calls: int) -> dict[str, 
     return {name: Timing.of(times) for name, times in found.items()}
 
 
-def _runtime_that_does_nothing(folder: Path) -> Path:
+def _compiled(text: str, output: Path, kind: str) -> Path:
+    import tvm_ffi
+
     compiler = c_compiler()
     if compiler is None:
         raise MissingToolError("measuring the host's cost needs a C compiler", fix=INSTALL_CC)
-    source, runtime = folder / "null.c", folder / "libcute_fa_null_runtime.so"
-    source.write_text(_NULL_RUNTIME)
-    command = [compiler, "-shared", "-fPIC", "-O1", "-w", "-o", str(runtime), str(source)]
+    source = output.with_suffix(".c")
+    source.write_text(text)
+    headers = [f"-I{path}" for path in tvm_ffi.libinfo.include_paths()]
+    command = [compiler, kind, "-fPIC", "-O1", "-w", *headers, "-o", str(output), str(source)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise CompileError("the runtime that does nothing cannot be built", got=result.stderr)
-    return runtime
-
-
-def _function_that_ignores_its_arguments() -> Callable[..., Any]:
-    import tvm_ffi
-
-    def ignore(*arguments: Any) -> None:
-        """Stands in where TVM-FFI has no such function; costs a little more."""
-
-    return tvm_ffi.get_global_func("testing.nop", allow_missing=True) or ignore
+        raise CompileError("code for the measurement cannot be built", got=result.stderr)
+    return output

@@ -54,7 +54,10 @@ def as_arguments(more: More, ones: Tensor) -> More:
     """``Descales.more`` as a kernel wants it; ``ones`` for what is left out."""
     if not more:
         return ones, ones, ones
-    return tuple([ones if x is None else x for x in more])
+    q, k, v = more
+    if q is None or k is None or v is None:
+        return tuple([ones if x is None else x for x in more])
+    return more
 
 
 def check_descales(

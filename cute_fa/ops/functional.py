@@ -91,14 +91,14 @@ def flash_attn_func(
         CompileError, MissingToolError: the kernel could not be built here.
         cute_fa.sim.HazardError: the simulator found a race, an access out of bounds, ….
     """
-    names = (generation, backend, arch, sources.name_of(kernels))
+    source = None if kernels is None else sources.name_of(kernels)
+    names = (generation, backend, arch, source)
     numbers = (softmax_scale, causal, window_size, softcap, pack_gqa, deterministic, return_lse)
     descales = (q_descale, k_descale, v_descale)
     more = () if q_descale is k_descale is v_descale is None else descales
     key = None
     if not is_dynamo_compiling():  # tensors say whether anything else traces
-        key = plans.key_of(q, k, v, more, numbers, names)
-        plan = plans.find(key, q, k, v)
+        plan, key = plans.look_up(q, k, v, more, numbers, names)
         if plan is not None:
             out, lse = plan.run(q, k, v, more)
             return (out, lse) if return_lse else out

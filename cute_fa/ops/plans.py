@@ -4,6 +4,9 @@ Checking a call takes several times as long as launching it. Every call is launc
 of calls on a GPU are kept: a later call whose tensors have the same shapes, strides, dtypes and
 devices, and whose options are the same, needs no check again. Only what may differ between the two
 is looked at: addresses, gradients, and whether torch is tracing or a simulated device is entered.
+
+Of each set of options, the plans that were used last are tried first, by guards of torch's compiler
+(``guards``); behind them stand all plans by a key that is made in Python.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from torch._C import _len_torch_function_stack as function_modes
 from torch._C._functorch import peek_interpreter_stack as functorch_transforms
 from torch.autograd import forward_ad
 
+from cute_fa.ops.guards import Guard, guard_of
 from cute_fa.target import Target
 
 MAX_PLANS = 4096
@@ -41,6 +45,9 @@ _NAMES = {NoneType, str, Target}
 _NUMBERS = {NoneType, bool, int, float}
 _MARSHAL_VERSION = 2  # the last without references, which make equal objects differ
 _plans: dict[Hashable, Plan] = {}
+_guards: dict[Plan, Guard | None] = {}
+_recent: dict[Hashable, tuple[tuple[Guard, Plan], ...]] = {}  # by options, the latest first
+_RECENT = 4  # of each options: trying one that does not fit costs 0.3 µs
 
 latest = threading.local()
 """What the latest call of each thread launched on the simulator, if anything: ``launches``."""
@@ -111,6 +118,45 @@ def contiguous(shape: Sequence[int], dtype: torch.dtype) -> Layout:
     return tuple(shape), torch.empty(shape, device="meta").stride(), dtype
 
 
+def look_up(
+    q: Any, k: Any, v: Any, more: tuple[Any, ...], numbers: tuple[Any, ...], names: tuple[Any, ...]
+) -> tuple[Plan | None, Any]:
+    """The plan of an earlier call that was like this one; or None, and what ``remember`` keeps the
+    plan under that the checks will lead to.
+
+    Args: as of ``key_of``.
+    """
+    tensors = [q, k, v]
+    try:
+        if q.is_nested or k.is_nested or v.is_nested:
+            return None, None  # ``Guard`` says why
+        before, pattern = None, 1
+        for x in more:
+            pattern <<= 2
+            if x is None:
+                pattern += 1
+            elif x is before:  # as where sequences of queries and of keys end alike
+                pattern += 2
+            elif x.is_nested:
+                return None, None
+            else:
+                tensors.append(x)
+                before = x
+        options = (pattern, names, marshal.dumps(numbers, _MARSHAL_VERSION))
+        for guard, plan in _recent.get(options, ()):
+            if guard(*tensors):  # which no tensor of another type passes
+                if _is_watched() or (q.data_ptr() | k.data_ptr() | v.data_ptr()) & _UNALIGNED:
+                    return None, None
+                return plan, None
+    except (AttributeError, TypeError, ValueError):
+        return None, None  # no tensor; an option such as a list; or a number that is none
+    key = key_of(q, k, v, more, numbers, names)
+    found = find(key, q, k, v)
+    if found is not None:
+        _put_first(options, found, tensors)
+    return found, key
+
+
 def key_of(
     q: Any, k: Any, v: Any, more: tuple[Any, ...], numbers: tuple[Any, ...], names: tuple[Any, ...]
 ) -> Any:
@@ -157,21 +203,33 @@ def find(key: Any, q: Tensor, k: Tensor, v: Tensor) -> Plan | None:
         plan = _plans.get(key)
     except TypeError:
         return None  # an option that cannot be hashed, such as a list
-    if plan is None:
-        return None
-    # No mode of torch (fake tensors, vmap, a function mode) looks at what is called.
-    if dispatch_modes() or function_modes() or functorch_transforms():
-        return None
-    hosts = modules.get("cute_fa.sim.hosts")
-    if hosts is not None and hosts.is_entered():
+    if plan is None or _is_watched():
         return None
     if (q.data_ptr() | k.data_ptr() | v.data_ptr()) & _UNALIGNED:
         return None
     if (q.requires_grad or k.requires_grad or v.requires_grad) and is_grad_enabled():
         return None
-    if forward_ad._current_level >= 0:
-        return None
     return plan
+
+
+def _is_watched() -> bool:
+    """Whether a mode of torch (fake tensors, vmap, a function mode, forward derivatives) looks at
+    what is called, or a simulated device is entered."""
+    if dispatch_modes() or function_modes() or functorch_transforms():
+        return True
+    hosts = modules.get("cute_fa.sim.hosts")
+    return forward_ad._current_level >= 0 or (hosts is not None and hosts.is_entered())
+
+
+def _put_first(options: Hashable, plan: Plan, tensors: Sequence[Tensor]) -> None:
+    """Have a plan that was found by its key found by a guard, if tensors like these come again."""
+    guard = _guards.get(plan)
+    # Tensors of one key may differ for torch, as those do that were made in inference mode.
+    if guard is None or not guard(*tensors):
+        guard = _guards[plan] = guard_of(tensors)
+    if guard is not None:
+        others = [entry for entry in _recent.get(options, ()) if entry[1] is not plan]
+        _recent[options] = ((guard, plan), *others[: _RECENT - 1])
 
 
 def remember(key: Any, plan: Plan) -> None:
@@ -182,7 +240,7 @@ def remember(key: Any, plan: Plan) -> None:
     if not (_NAMES.issuperset(map(type, names)) and _NUMBERS.issuperset(_types(numbers))):
         return
     if len(_plans) >= MAX_PLANS:
-        _plans.clear()
+        forget()
     try:
         _plans[key] = plan
     except TypeError:
@@ -196,4 +254,5 @@ def _types(numbers: bytes) -> Iterator[type]:
 
 def forget() -> None:
     """Drop all plans: kernels may come from elsewhere now."""
-    _plans.clear()
+    for each in (_plans, _guards, _recent):
+        each.clear()
