@@ -113,11 +113,15 @@ class AsyncShadow(Subsystem):
         if reduces:
             stamps = self._begin_reduction(area, stamps)
         self._check_writes(ctx, issuer, area, stamps, seen, fenced, reading=False)
-        earlier = shadow._reads[:, area.granules].max(axis=1)
+        earlier = np.zeros(clocks.agents, np.uint32)
+        wants_fences = self.wants_read_fences and not is_generic(ctx.instr)
+        rect = issuer.first, issuer.last, issuer.slot, issuer.slot + 1
+        for reader in range(clocks.agents) if wants_fences else shadow.late_readers(rect):
+            earlier[reader] = shadow._reads[reader, area.granules].max()
         late = (earlier >= seen) & (earlier != 0)
         if late.any():
             self._report_readers(ctx, issuer, area, earlier, late)
-        if self.wants_read_fences and not is_generic(ctx.instr):
+        if wants_fences:
             unfenced = (earlier >= fenced) & (earlier != 0) & ~late
             for agent in np.flatnonzero(unfenced):
                 stamp = int(earlier[agent]) + int(agent)
@@ -178,6 +182,7 @@ class AsyncShadow(Subsystem):
         stamps = shadow._writes[area.granules]
         self._check_writes(ctx, issuer, area, stamps, seen, fenced, reading=True)
         agent = int(clocks.agent[row, issuer.slot])
+        shadow.reading[agent] += 1
         shadow._reads[agent, area.granules] = IN_FLIGHT
         self.reading.append((agent, area))
 
@@ -199,14 +204,17 @@ class AsyncShadow(Subsystem):
                 finished[id(pending)] -= 1
             else:
                 left.append((reader, pending))
+        self.shadow.reading[agent] -= len(self.reading) - len(left)
         self.reading = left
         different = {id(area): area for area in areas}.values()
         for area in different:
             reads[agent, area.granules] = 0
+        reader = int(clocks.agent[by, slot])
+        self.shadow.last_reads[reader] = event
         for area in different:
-            reads[int(clocks.agent[by, slot]), area.granules] = event
-        for reader, pending in left:
-            if reader == agent:
+            reads[reader, area.granules] = event
+        for other, pending in left:
+            if other == agent:
                 reads[agent, pending.granules] = IN_FLIGHT
 
     def _knowledge(self, clocks: Clocks, issuer: Issuer) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,9 @@ access only; an unordered earlier write hidden behind an ordered later one was i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import mmap
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -44,6 +46,9 @@ RULES = (
     MAP_RULE,
 )
 
+SPARSE_BYTES = 1 << 28
+"""Arrays from here on are made of small pages; below, large ones are faster."""
+
 Mask = np.ndarray | None
 
 
@@ -52,6 +57,20 @@ def granule_bytes(kernel: Kernel) -> int | None:
     """Bytes of the smallest shared access in the kernel; None if it has none."""
     sizes = [shared_access_bytes(instr) for instr in kernel.body]
     return min((size for size in sizes if size is not None), default=None)
+
+
+def sparse_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """uint32 zeros of which few are ever touched.
+
+    An array of numpy is made of pages of 2 MB: a cluster's agents, each of which reads a little of
+    its CTA's memory, would make gigabytes resident.
+    """
+    nbytes = 4 * math.prod(shape)
+    if nbytes < SPARSE_BYTES or not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return np.zeros(shape, np.uint32)
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, np.uint32).reshape(shape)
 
 
 @subsystem
@@ -65,6 +84,8 @@ class SharedShadow(Subsystem):
         active: some rule that needs the shadow is on, and the kernel touches shared memory.
         clocks: the wave's vector clocks; None if not active.
         followers: called when the clocks forget their past; other users of them start afresh too.
+        last_reads: stamp of each agent's last read, 0 for none.
+        reading: how many areas each agent is still reading.
     """
 
     name = "shared-shadow"
@@ -99,7 +120,9 @@ class SharedShadow(Subsystem):
         self._has_atomics = has_shared_atomics(wave.kernel)
         self._granules = wave.smem.nbytes // granule
         self._writes = np.full(self._granules, NEVER, np.uint32)
-        self._reads = np.zeros((self.clocks.agents, self._granules), np.uint32)
+        self._reads = sparse_zeros((self.clocks.agents, self._granules))
+        self.last_reads = np.zeros(self.clocks.agents, np.uint32)
+        self.reading = np.zeros(self.clocks.agents, np.int64)
         self._views: dict[int, tuple[np.ndarray, np.ndarray, int]] = {}
         self._read_rows: dict[tuple[int, tuple[int, int, int, int]], np.ndarray] = {}
 
@@ -116,9 +139,19 @@ class SharedShadow(Subsystem):
             self._examine_read(ctx, index, nbytes, stamps, mask)
         if self._has_atomics and not is_strong(ctx.instr):
             self._check_atomics(ctx, index, nbytes, mask)
+        event = clocks.access(ctx.instr.index)
+        self.last_reads[clocks.agent[w0:w1, c0:c1]] = event
         rows = index + self._row_offsets(nbytes, ctx.rect)
-        stamp = np.full(count, clocks.access(ctx.instr.index), np.uint32).view(reads.dtype)[0]
+        stamp = np.full(count, event, np.uint32).view(reads.dtype)[0]
         reads[rows if mask is None else rows[mask]] = stamp
+
+    def late_readers(self, rect: tuple[int, int, int, int]) -> list[int]:
+        """Agents some of whose reads may not come before what the agents of ``rect`` do now."""
+        clocks = self._clocks()
+        w0, w1, c0, c1 = rect
+        limits = clocks.seen[w0:w1, c0:c1, : clocks.agents].min(axis=(0, 1))
+        late = (self.last_reads >= limits) & (self.last_reads != 0)
+        return np.flatnonzero(late | (self.reading > 0)).tolist()
 
     def write(self, ctx: BlockContext, index: np.ndarray, nbytes: int, mask: Mask) -> None:
         """Check and record a write that is done when the instruction is."""
@@ -179,9 +212,11 @@ class SharedShadow(Subsystem):
         make the whole array resident, gigabytes for large clusters with byte accesses.
         """
         reading = [
-            (agent, np.flatnonzero(row >= IN_FLIGHT)) for agent, row in enumerate(self._reads)
+            (agent, np.flatnonzero(self._reads[agent] >= IN_FLIGHT))
+            for agent in np.flatnonzero(self.reading)
         ]
-        self._reads = np.zeros(self._reads.shape, np.uint32)
+        self.last_reads[:] = 0
+        self._reads = sparse_zeros(self._reads.shape)
         self._views.clear()
         for agent, granules in reading:
             if granules.size:
@@ -238,21 +273,35 @@ class SharedShadow(Subsystem):
 
     def _check_write(self, ctx: BlockContext, index: np.ndarray, nbytes: int, mask: Mask) -> None:
         clocks = self._clocks()
-        writes, reads, count = self._view(nbytes)
+        writes, _, count = self._view(nbytes)
         w0, w1, c0, c1 = ctx.rect
-        floor = clocks.floor[w0:w1, c0:c1]
-        shape = (*index.shape[:2], -1)
         stamps = writes.take(index).view(np.uint32).reshape(*index.shape, count)
-        earlier = reads.reshape(clocks.agents, -1).take(index, axis=1).view(np.uint32)
-        earlier = earlier.reshape(clocks.agents, *index.shape, count)
         if mask is not None:
             stamps[~mask] = 0
-            earlier[:, ~mask] = 0
-        worst = np.maximum(
-            stamps.reshape(shape).max(axis=-1), earlier.max(axis=0).reshape(shape).max(axis=-1)
-        )
-        if not (worst < floor).all():
-            self._examine_write(ctx, index, nbytes, stamps, earlier, mask)
+        worst = stamps.reshape(*index.shape[:2], -1).max(axis=-1)
+        if not (worst < clocks.floor[w0:w1, c0:c1]).all():
+            self._examine_write(ctx, index, nbytes, stamps)
+        for agent, earlier in self._earlier_reads(ctx, index, nbytes, mask):
+            self._examine_reader(ctx, index, nbytes, agent, earlier)
+
+    def _earlier_reads(
+        self, ctx: BlockContext, index: np.ndarray, nbytes: int, mask: Mask
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """(agent, stamps) of the reads that do not all come before what the lanes do now.
+
+        One agent at a time: the stamps of all agents of a large cluster are hundreds of megabytes.
+        """
+        clocks = self._clocks()
+        _, reads, count = self._view(nbytes)
+        w0, w1, c0, c1 = ctx.rect
+        for agent in self.late_readers(ctx.rect):
+            row = reads.reshape(clocks.agents, -1)[agent]
+            stamps = row.take(index).view(np.uint32).reshape(*index.shape, count)
+            if mask is not None:
+                stamps[~mask] = 0
+            newest = stamps.reshape(*index.shape[:2], -1).max(axis=-1)
+            if ((newest >= clocks.seen[w0:w1, c0:c1, agent]) & (newest != 0)).any():
+                yield agent, stamps
 
     def _limits(self, ctx: BlockContext, stamps: np.ndarray) -> np.ndarray:
         """For each stamp, the limit below which accesses of its agent come before the lane."""
@@ -285,54 +334,45 @@ class SharedShadow(Subsystem):
     def _check_atomics(self, ctx: BlockContext, index: np.ndarray, nbytes: int, mask: Mask) -> None:
         """A read and all atomics before it: the stamp of a write only tells of the last of them,
         and they need no order among themselves. Each has left the stamp of its own read."""
-        clocks = self._clocks()
-        _, reads, count = self._view(nbytes)
-        w0, w1, c0, c1 = ctx.rect
-        earlier = reads.reshape(clocks.agents, -1).take(index, axis=1).view(np.uint32)
-        earlier = earlier.reshape(clocks.agents, *index.shape, count)
-        for agent, stamps in enumerate(earlier):
-            limit = clocks.seen[w0:w1, c0:c1, agent][..., None, None]
-            suspect = (stamps >= limit) & (stamps < IN_FLIGHT) & (stamps != 0)
-            if mask is not None:
-                suspect &= mask[..., None]
+        for agent, stamps in self._earlier_reads(ctx, index, nbytes, mask):
+            suspect = self._unordered(ctx, agent, stamps) & (stamps < IN_FLIGHT)
             for stamp in np.unique(stamps[suspect]):
-                number = clocks.instruction(int(stamp))
+                number = self._clocks().instruction(int(stamp))
                 if number is not None and self.wave.kernel.body[number].op in ("atom", "red"):
                     these = suspect & (stamps == stamp)
                     by = stamps + np.uint32(agent)
                     self._report_race(ctx, these, by, "atomic", index, nbytes)
 
+    def _unordered(self, ctx: BlockContext, agent: int, stamps: np.ndarray) -> np.ndarray:
+        """Which reads of an agent do not come before what the lanes do now."""
+        w0, w1, c0, c1 = ctx.rect
+        limit = self._clocks().seen[w0:w1, c0:c1, agent][..., None, None]
+        return np.asarray((stamps >= limit) & (stamps != 0))
+
     def _examine_write(
-        self,
-        ctx: BlockContext,
-        index: np.ndarray,
-        nbytes: int,
-        stamps: np.ndarray,
-        earlier: np.ndarray,
-        mask: Mask,
+        self, ctx: BlockContext, index: np.ndarray, nbytes: int, stamps: np.ndarray
     ) -> None:
-        """Find out granule by granule whether a write conflicts with writes and reads before it."""
-        suspect = (stamps >= self._limits(ctx, stamps)) & (stamps != NEVER)
-        if mask is not None:
-            suspect &= mask[..., None]
+        """Find out granule by granule whether a write conflicts with writes before it."""
+        suspect = (stamps >= self._limits(ctx, stamps)) & (stamps != NEVER) & (stamps != 0)
+        if not suspect.any():
+            return
         flying = suspect & (stamps >= IN_FLIGHT)
         if flying.any():
             text = "shared memory is written while a copy to it has not been waited for"
             rule = "write-while-copy-in-flight"
             self._report_flying(ctx, rule, text, flying, stamps, index, nbytes)
         self._report_race(ctx, suspect & ~flying, stamps, "write", index, nbytes)
-        clocks = self._clocks()
-        w0, w1, c0, c1 = ctx.rect
-        pending = np.asarray((earlier >= IN_FLIGHT).any(axis=(0, -1)))
+
+    def _examine_reader(
+        self, ctx: BlockContext, index: np.ndarray, nbytes: int, agent: int, earlier: np.ndarray
+    ) -> None:
+        """Report a write that conflicts with reads of one agent before it."""
+        pending = np.asarray((earlier >= IN_FLIGHT).any(axis=-1))
         if pending.any():
             text = "shared memory is written while a copy or a matrix product still reads it"
             self._report(ctx, "overwrite-while-reading", text, pending, index, nbytes, None)
-        for agent, reads in enumerate(earlier):
-            limit = clocks.seen[w0:w1, c0:c1, agent][..., None, None]
-            unordered = (reads >= limit) & (reads != 0)
-            if unordered.any():
-                by = reads + np.uint32(agent)
-                self._report_race(ctx, unordered, by, "read", index, nbytes)
+        by = earlier + np.uint32(agent)
+        self._report_race(ctx, self._unordered(ctx, agent, earlier), by, "read", index, nbytes)
 
     def _report_race(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cute_fa.errors import UnsupportedError
+from cute_fa.sim import shadow
 from tests.sim.test_mbarrier import init, wait
 from tests.sim.tiny import Result, run
 
@@ -221,6 +222,22 @@ def test_a_cta_has_to_outlive_the_accesses_of_others(access: str, completion: st
     relaxed = SYNC.replace("arrive", "arrive.relaxed")
     assert program(begin + access + relaxed, completion=completion).rules == wrong.rules
     assert program(begin + access + SYNC, completion=completion).rules == []
+
+
+@pytest.mark.parametrize("access", ["ld", "st"])
+def test_races_are_found_in_sparse_shadows_too(
+    access: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large clusters keep their stamps in memory of small pages."""
+    monkeypatch.setattr(shadow, "SPARSE_BYTES", 0)
+    remote = {
+        "ld": "ld.shared::cluster.u32 %r17, [%r13];\n",
+        "st": "st.shared::cluster.u32 [%r13], 1;\n",
+    }
+    own = {"st": "ld.shared.u32 %r17, [%r15];\n", "ld": "st.shared.u32 [%r15], 1;\n"}
+    begin = RANKS + "st.shared.u32 [%r15], 1;\n" + SYNC + remote[access]
+    assert program(begin + own[access] + SYNC).rules == ["shared-race"]
+    assert program(begin + SYNC + own[access] + SYNC).rules == []
 
 
 LAST_ARRIVALS = (
