@@ -39,8 +39,8 @@ def add_json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
-def add_variant(parser: argparse.ArgumentParser) -> None:
-    """What decides, with dtype and head dims, which kernel it is."""
+def add_kernel(parser: argparse.ArgumentParser) -> None:
+    """What decides, with rung, architecture, dtype and head dims, which kernel it is."""
     add_masks(parser)
     parser.add_argument("--varlen", action="store_true", help="for packed sequences")
     for side, what in (("q", "queries"), ("k", "keys")):
@@ -54,10 +54,14 @@ def add_variant(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="for FP8 inputs with a descale for every 128 rows",
     )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a field of the config"
+    )
+    parser.add_argument("--line-info", action="store_true", help="relate PTX to source lines")
 
 
-def variant_of(args: argparse.Namespace) -> dict[str, Any]:
-    """``add_variant``'s arguments as ``build.compile`` takes them."""
+def kernel_of(args: argparse.Namespace) -> dict[str, Any]:
+    """``add_kernel``'s arguments as ``build.compile`` takes them."""
     return {
         "causal": args.causal,
         "window_size": tuple(args.window),
@@ -66,6 +70,8 @@ def variant_of(args: argparse.Namespace) -> dict[str, Any]:
         "seqused_q": args.seqused_q,
         "seqused_k": args.seqused_k,
         "block_descales": args.block_descales,
+        "line_info": args.line_info,
+        **settings(args.set),
     }
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cute_fa.cli import arguments
 from cute_fa.cli.main import FAILED, OK
 from cute_fa.cli.output import print_json, size, table
 from cute_fa.cli.progress import Progress
 from cute_fa.errors import CuteFAError, InvalidArgumentError, UnsupportedError
+
+if TYPE_CHECKING:
+    from cute_fa.build import Compiled
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-d", "--head-dim", default="64,128", help="comma-separated; 192/128: D/Dv")
     parser.add_argument("--dtype", default="bfloat16", help="comma-separated (default bfloat16)")
-    arguments.add_variant(parser)
+    arguments.add_kernel(parser)
     parser.add_argument("-j", "--jobs", type=int, help="processes (default: one per core)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a field of the config"
-    )
-    parser.add_argument("--line-info", action="store_true", help="relate PTX to source lines")
     parser.add_argument("-o", "--output", type=Path, help="directory to write .ptx and .cubin to")
     arguments.add_json(parser)
 
@@ -81,11 +80,7 @@ def _specs(args: argparse.Namespace) -> list[dict[str, Any]]:
     )
     archs = list(TARGETS) if args.arch == "all" else arguments.words(args.arch)
     dims = [_dims(word) for word in arguments.words(args.head_dim)]
-    common = {
-        **arguments.variant_of(args),
-        "line_info": args.line_info,
-        **arguments.settings(args.set),
-    }
+    common = arguments.kernel_of(args)
     dtypes = arguments.words(args.dtype)
     if not (generations and archs and dims and dtypes):
         raise InvalidArgumentError(
@@ -114,21 +109,21 @@ def _dims(word: str) -> tuple[int, int]:
     return int(head_dim), int(head_dim_v or head_dim)
 
 
-def _describe(kernel) -> dict[str, Any]:
+def _describe(kernel: Compiled) -> dict[str, Any]:
     return {
         "kernel": kernel.label,
         "arch": kernel.arch,
         "key": kernel.key,
         "symbol": kernel.kernel_name,
         "resources": kernel.resources.as_dict(),
-        "config": {name: getattr(kernel.config, name) for name in kernel.config.__dict__},
+        "config": dict(vars(kernel.config)),
         "toolchain": dict(kernel.toolchain),
         "cubin_bytes": len(kernel.cubin),
         "directory": str(kernel.directory) if kernel.directory else None,
     }
 
 
-def _write(kernel, folder: Path) -> list[str]:
+def _write(kernel: Compiled, folder: Path) -> list[str]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stem = folder / kernel.label.replace(" ", "-").replace("/", "-")

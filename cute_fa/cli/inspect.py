@@ -19,12 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-d", "--head-dim", type=int, default=128)
     parser.add_argument("--head-dim-v", type=int, help="of V, if it differs")
-    parser.add_argument("--dtype", default="bfloat16", help="bfloat16 (default) or float16")
-    arguments.add_variant(parser)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a field of the config"
+        "--dtype", default="bfloat16", help="bfloat16 (default), float16, float8_e4m3fn"
     )
-    parser.add_argument("--line-info", action="store_true", help="relate PTX to source lines")
+    arguments.add_kernel(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--ptx", action="store_true", help="print the PTX and nothing else")
     what.add_argument("--sass", action="store_true", help="print the SASS and nothing else")
@@ -41,9 +39,7 @@ def run(args: argparse.Namespace) -> int:
         "dtype": args.dtype,
         "head_dim": args.head_dim,
         "head_dim_v": args.head_dim_v,
-        **arguments.variant_of(args),
-        "line_info": args.line_info,
-        **arguments.settings(args.set),
+        **arguments.kernel_of(args),
     }
     with Progress("compiling"):
         [compiled] = compile_many([spec])
