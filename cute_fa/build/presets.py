@@ -135,7 +135,7 @@ CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
             "has_own_o": (False,),
             "has_turns": (True, False),
         },
-        {"head_dim": (128,), "tile_n": (96, 112, 128, 144), "has_own_o": (True,)},
+        {"head_dim": (128,), "tile_n": (96, 112, 128, 144, 160), "has_own_o": (True,)},
         {"head_dim": (128,), "tile_n": (96, 112, 128), "has_own_o": (False,), "stages": (3,)},
         {"head_dim": (128,), "num_consumers": (3,), "tile_n": (64, 80), "has_own_o": (True, False)},
         {"head_dim": (256,), "tile_n": (64, 80), "has_turns": (True, False)},
@@ -218,7 +218,7 @@ FP8_CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
 VARLEN_CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
     "fa3": (
         {"is_persistent": (True, False), "has_own_o": (False,), "tile_n": (112, 128, 160, 176)},
-        {"is_persistent": (True,), "has_own_o": (True,), "tile_n": (112, 128, 144)},
+        {"is_persistent": (True,), "has_own_o": (True,), "tile_n": (112, 128, 144, 160)},
     ),
     "fa4": (
         {"is_persistent": (True, False), "has_own_o": (True, False)},
