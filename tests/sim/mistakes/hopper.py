@@ -6,6 +6,7 @@ import cutlass
 import cutlass.cute as cute
 import cutlass.memory
 from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warpgroup
+from cutlass.tensor_utils import TensorMapManager, TensorMapUpdateMode
 from cutlass.utils import LayoutEnum
 from cutlass.utils import hopper_helpers as sm90
 
@@ -18,6 +19,8 @@ ROWS, COLUMNS = 32, 32
 TILE_BYTES = 4 * ROWS * COLUMNS
 TILES = 4
 PER_THREAD = ROWS * COLUMNS // THREADS
+
+MAP_BYTES = 128
 
 MMA_M = MMA_N = 64
 MMA_K = 64
@@ -243,6 +246,73 @@ class WarpgroupGemm(Program):
         row, half = thread // 2, thread % 2 * (MMA_K // 2)
         for i in cutlass.range_constexpr(MMA_K // 2):
             tile[row, half + i, k % 2] = source[row, k * MMA_K + half + i]
+
+
+class ChangedMap(Program):
+    """``out = source``, float32 (ROWS, COLUMNS), by TMA with a tensor map that warp 0 writes to
+    ``maps`` and warp 1 uses."""
+
+    @cute.jit
+    def __call__(self, source: cute.Tensor, maps: cute.Tensor, out: cute.Tensor):
+        tile = cute.make_layout((ROWS, COLUMNS), stride=(COLUMNS, 1))
+        op = cpasync.CopyBulkTensorTileG2SOp()
+        load = cpasync.make_tiled_tma_atom(op, source, tile, (ROWS, COLUMNS))
+        self.kernel(*load, source, maps, out).launch(grid=[1, 1, 1], block=[THREADS, 1, 1])
+
+    @cute.kernel
+    def kernel(
+        self,
+        load: cute.CopyAtom,
+        mSource: cute.Tensor,
+        source: cute.Tensor,
+        maps: cute.Tensor,
+        out: cute.Tensor,
+    ):
+        thread, _, _ = cute.arch.thread_idx()
+        warp = cute.arch.make_warp_uniform(thread // 32)
+        smem = cutlass.memory.SmemAllocator()
+        staged = smem.allocate_tensor(
+            cutlass.Float32,
+            cute.make_layout((ROWS, COLUMNS), stride=(COLUMNS, 1)),
+            byte_alignment=128,
+        )
+        full = smem.allocate_array(cutlass.Int64, 1)
+        manager = TensorMapManager(TensorMapUpdateMode.GMEM, MAP_BYTES)
+        written = manager.get_tensormap_ptr(maps.iterator)
+        if warp == 0:
+            with cute.arch.elect_one():
+                cute.arch.mbarrier_init(full, 1)
+            cute.arch.mbarrier_init_fence()
+            if cutlass.const_expr(self.has("a map acquired before it is changed")):
+                manager.fence_tensormap_update(written)
+            manager.init_tensormap_from_atom(load, written, 0)
+            manager.fence_tensormap_initialization()
+            cpasync.update_tma_descriptor(load, source, written)
+            cute.arch.sync_warp()
+            if cutlass.const_expr(not self.has("a changed map that is not released")):
+                cpasync.fence_tma_desc_release()
+        cute.arch.sync_threads()
+        sS, gS = cpasync.tma_partition(
+            load,
+            0,
+            cute.make_layout(1),
+            cute.group_modes(staged, 0, 2),
+            cute.group_modes(mSource, 0, 2),
+        )
+        if warp == 1:
+            if cutlass.const_expr(
+                not self.has("a changed map that is not acquired")
+                and not self.has("a map acquired before it is changed")
+            ):
+                manager.fence_tensormap_update(written)
+            used = manager.get_tensormap_ptr(maps.iterator, cute.AddressSpace.generic)
+            with cute.arch.elect_one():
+                cute.arch.mbarrier_arrive_and_expect_tx(full, TILE_BYTES)
+            cute.copy(load, gS, sS, tma_bar_ptr=full, tma_desc_ptr=used)
+        cute.arch.mbarrier_wait(full, 0)
+        for i in cutlass.range_constexpr(PER_THREAD):
+            where = i * THREADS + thread
+            out[where // COLUMNS, where % COLUMNS] = staged[where // COLUMNS, where % COLUMNS]
 
 
 class PairOfCtas(Program):

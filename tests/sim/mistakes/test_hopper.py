@@ -7,6 +7,7 @@ import torch
 
 from tests.sim.mistakes.hopper import (
     COLUMNS,
+    MAP_BYTES,
     MMA_K,
     MMA_M,
     MMA_N,
@@ -14,6 +15,7 @@ from tests.sim.mistakes.hopper import (
     ROWS,
     THREADS,
     TILES,
+    ChangedMap,
     ClusterExchange,
     ClusterSignal,
     Registers,
@@ -26,6 +28,7 @@ ARCH = "sm_90a"
 EXPECTED = {
     TmaScale: lambda x: 2 * x,
     WarpgroupGemm: lambda a, b: a.float() @ b.float().T,
+    ChangedMap: lambda x, maps: x,
     ClusterExchange: lambda x: x.view(2, -1).flip(0).reshape(-1),
     ClusterSignal: lambda x: x,
     Registers: lambda x: x,
@@ -63,6 +66,9 @@ MISTAKES = (
         "operands refilled before the product is complete",
         ("overwrite-while-reading",),
     ),
+    Mistake(ChangedMap, "a changed map that is not released", ("missing-tensormap-fence",)),
+    Mistake(ChangedMap, "a changed map that is not acquired", ("missing-tensormap-fence",)),
+    Mistake(ChangedMap, "a map acquired before it is changed", ("missing-tensormap-fence",)),
     Mistake(ClusterExchange, "a CTA barrier where a cluster barrier was meant", ("shared-race",)),
     Mistake(ClusterExchange, "a relaxed arrive", ("shared-race",)),
     Mistake(ClusterExchange, "the peer leaves before it is read", ("exited-cta-access",)),
@@ -89,6 +95,9 @@ def tensors(program: type) -> Data:
     if program is WarpgroupGemm:
         operands = [numbers(rows, MMA_TILES * MMA_K).half() for rows in (MMA_M, MMA_N)]
         return *operands, torch.full((MMA_M, MMA_N), float("nan"))
+    if program is ChangedMap:
+        x = numbers(ROWS, COLUMNS)
+        return x, torch.zeros(MAP_BYTES // 8, dtype=torch.int64), torch.full_like(x, float("nan"))
     shapes = {
         TmaScale: (TILES * ROWS, COLUMNS),
         ClusterExchange: (2 * THREADS,),
