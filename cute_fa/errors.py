@@ -75,3 +75,7 @@ class CacheError(CuteFAError, RuntimeError):
 
 class BundleError(CuteFAError, RuntimeError):
     """A bundle of compiled kernels is damaged, or was made for something else than this."""
+
+
+class LaunchError(CuteFAError, RuntimeError):
+    """CUDA refused to load or launch a kernel, or said that an earlier one had failed."""

@@ -89,6 +89,7 @@ def flash_attn_func(
         UnsupportedError: the generation or architecture does not serve this, or an input requires
             a gradient while gradients are enabled.
         CompileError, MissingToolError: the kernel could not be built here.
+        LaunchError: CUDA refused the launch.
         cute_fa.sim.HazardError: the simulator found a race, an access out of bounds, ….
     """
     source = None if kernels is None else sources.name_of(kernels)

@@ -11,7 +11,9 @@ Of each set of options, the plans that were used last are tried first, by guards
 
 from __future__ import annotations
 
+import contextlib
 import marshal
+import re
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from torch._C import _len_torch_function_stack as function_modes
 from torch._C._functorch import peek_interpreter_stack as functorch_transforms
 from torch.autograd import forward_ad
 
+from cute_fa.errors import CuteFAError, LaunchError
 from cute_fa.ops.guards import Guard, guard_of
 from cute_fa.target import Target
 
@@ -80,6 +83,9 @@ class Plan:
 
         Args:
             more: the call's tensors behind v, in the order of ``key_of``.
+
+        Raises:
+            LaunchError: CUDA refused.
         """
         latest.launches = ()
         device = self.device
@@ -92,8 +98,33 @@ class Plan:
             self.prepare(made)
         if self.convert is not None:
             more = self.convert(more)
-        self.launch(q, k, v, *made, *self.scalars, *more, *self.last)
+        try:
+            self.launch(q, k, v, *made, *self.scalars, *more, *self.last)
+        except RuntimeError as error:
+            refusal = _in_words(error)
+            if refusal is None:
+                raise
+            raise refusal from error
         return made[0], made[1]
+
+
+# As the DSL's runtime says what CUDA refused.
+_CUDA_ERROR = re.compile(r"(?:CUDA Error Code: |cudaError)(\d+)")
+
+
+def _in_words(error: RuntimeError) -> LaunchError | None:
+    """What a launch raised, with what CUDA means by its number; None if CUDA did not refuse."""
+    code = _CUDA_ERROR.search(str(error))
+    if code is None or isinstance(error, CuteFAError):
+        return None
+    name = f"CUDA Error Code: {code[1]}"
+    with contextlib.suppress(AttributeError, ValueError):  # a torch without CUDA, an unknown number
+        name += f", {torch.cuda.CudaError(int(code[1]))}"
+    return LaunchError(
+        "CUDA did not launch the kernel",
+        got=name,
+        fix="an earlier kernel may have failed; CUDA_LAUNCH_BLOCKING=1 shows which one did",
+    )
 
 
 def _allocator(place: str) -> Callable[..., Tensor]:

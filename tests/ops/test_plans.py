@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
 import cute_fa
 from cute_fa import sim
-from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
-from cute_fa.ops import plans, sources
+from cute_fa.errors import (
+    InvalidArgumentError,
+    InvalidTypeError,
+    LaunchError,
+    UnsupportedError,
+)
+from cute_fa.ops import guards, plans, sources
 from cute_fa.ops.plans import Plan
 from tests.ops.gpu_stand_in import Gpu, key_for
 
@@ -36,12 +42,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     return Gpu(monkeypatch, "sm_90a")
 
 
-@pytest.fixture
-def known(gpu: Gpu) -> tuple[tuple[Tensor, ...], Gpu]:
-    """Tensors of which a causal call is known."""
+@pytest.fixture(params=[1, 2], ids=["by key", "by guard"])
+def known(request: pytest.FixtureRequest, gpu: Gpu) -> tuple[tuple[Tensor, ...], Gpu]:
+    """Tensors of which a causal call is known; from the second on, torch's guards know it."""
     tensors = qkv()
-    cute_fa.flash_attn_func(*tensors, causal=True)
-    assert gpu.checked == 1
+    for _ in range(request.param):
+        cute_fa.flash_attn_func(*tensors, causal=True)
+    assert gpu.checked == 1 and len(plans._recent) == request.param - 1
+    del gpu.launches[1:]
     return tensors, gpu
 
 
@@ -372,3 +380,194 @@ def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_call_on_the_simulator_is_not_remembered() -> None:
     cute_fa.flash_attn_func(*qkv(), causal=True, arch="sm_80")
     assert plans._plans == {}
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The keys that were made: none for a call that a guard recognised."""
+    made: list[Any] = []
+    key_of = plans.key_of
+
+    def keep(*arguments: Any) -> Any:
+        made.append(key_of(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(plans, "key_of", keep)
+    return made
+
+
+def fp8_call(**changes: Any) -> dict[str, Any]:
+    values = dict(zip("qkv", (x.to(torch.float8_e4m3fn) for x in qkv()), strict=True))
+    scales = {f"{name}_descale": torch.ones(1, 2) for name in "qkv"}
+    return {**values, **scales, **changes}
+
+
+def same(x: Tensor) -> dict[str, Tensor]:
+    return {"q": x, "k": x, "v": x}
+
+
+BORDERS = torch.tensor([0, 10, 24], dtype=torch.int32)
+USED = torch.tensor([3, 14], dtype=torch.int32)
+ONE = torch.ones(1, 2)
+CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "dense": (cute_fa.flash_attn_func, dict(zip("qkv", qkv(), strict=True))),
+    "one tensor": (cute_fa.flash_attn_func, same(qkv()[0])),
+    "packed": (cute_fa.flash_attn_varlen_func, varlen()),
+    "packed, one end": (
+        cute_fa.flash_attn_varlen_func,
+        varlen(cu_seqlens_q=BORDERS, cu_seqlens_k=BORDERS),
+    ),
+    "packed, one use": (cute_fa.flash_attn_varlen_func, varlen(seqused_q=USED, seqused_k=USED)),
+    "FP8": (cute_fa.flash_attn_func, fp8_call()),
+    "FP8, one scale": (cute_fa.flash_attn_func, fp8_call(q_descale=ONE, v_descale=ONE)),
+    "FP8, a scale": (cute_fa.flash_attn_func, fp8_call(q_descale=None, k_descale=None)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_third_call_needs_no_key(gpu: Gpu, keys: list[Any], name: str) -> None:
+    function, arguments = CALLS[name]
+    for count in (1, 2, 2, 2):
+        function(**arguments)
+        assert gpu.checked == 1 and len(keys) == count
+    first, last = gpu.launches[0], gpu.launches[-1]
+    for x, y in zip((*first[:3], *first[5:]), (*last[:3], *last[5:]), strict=True):
+        assert x is y or x == y
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_every_tensor_of_a_call_is_looked_at(gpu: Gpu, name: str) -> None:
+    """None of these passes for one that a guard knows; a nested one would end the process."""
+    function, arguments = CALLS[name]
+    for _ in range(3):
+        function(**arguments)
+    given = [each for each, x in arguments.items() if isinstance(x, Tensor)]
+    for each in given:
+        x = arguments[each]
+        others = [
+            x.to("meta"),
+            torch.nn.Parameter(x, requires_grad=False),
+            torch.nested.nested_tensor([x.float(), x.float()]),
+            x.float().to_sparse(),
+            x.tolist(),
+            x[..., :1],
+            x.double(),
+            torch.stack((x, x), -1)[..., 0],
+            torch._neg_view(x),
+        ]
+        if each not in ("seqused_q", "seqused_k", "q_descale", "k_descale", "v_descale"):
+            others.append(None)
+        if x.dtype.is_floating_point:
+            others.append(x.clone().requires_grad_())
+        for other in others:
+            plan, _ = plans.look_up(*_as_looked_up({**arguments, each: other}))
+            assert plan is None, (each, type(other))
+    assert plans.look_up(*_as_looked_up(arguments))[0] is not None
+
+
+def _as_looked_up(call: dict[str, Any]) -> tuple[Any, ...]:
+    """What the public functions ask ``look_up``."""
+    seen: list[Any] = []
+
+    def keep(*arguments: Any) -> tuple[None, None]:
+        seen.append(arguments)
+        raise _Seen
+
+    function = cute_fa.flash_attn_varlen_func if "cu_seqlens_q" in call else cute_fa.flash_attn_func
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(_Seen):
+        patch.setattr(plans, "look_up", keep)
+        function(**call)
+    return seen[0]
+
+
+class _Seen(Exception):
+    pass
+
+
+def test_whoever_watches_sees_the_call(known: tuple[tuple[Tensor, ...], Gpu]) -> None:
+    """Modes of torch and its transforms, also where the tensors themselves are plain."""
+    tensors, _ = known
+    call = _as_looked_up({**dict(zip("qkv", tensors, strict=True)), "causal": True})
+    found: dict[str, Any] = {}
+
+    def ask(name: str) -> None:
+        found[name] = plans.look_up(*call)[0]
+
+    ask("nobody")
+    with FakeTensorMode():
+        ask("fake tensors")
+    with torch.device("cpu"):
+        ask("a function mode")
+    with forward_ad.dual_level():
+        ask("forward derivatives")
+    with sim.Device("sm_80"):
+        ask("a simulated device")
+    torch.func.vmap(lambda x: (ask("vmap"), x)[1])(torch.zeros(2))
+    torch.func.grad(lambda x: (ask("grad"), x)[1])(torch.zeros(()))
+    ask("nobody again")
+    assert {name for name, plan in found.items() if plan is not None} == {"nobody", "nobody again"}
+
+
+def test_inference_mode_is_recognised_too(gpu: Gpu, keys: list[Any]) -> None:
+    """Its tensors differ for torch, not for a kernel."""
+    tensors = qkv()
+    for _ in range(3):
+        cute_fa.flash_attn_func(*tensors)
+    del keys[:]
+    with torch.inference_mode():
+        for _ in range(3):
+            cute_fa.flash_attn_func(*tensors)
+        assert len(keys) == 1
+        for _ in range(3):
+            cute_fa.flash_attn_func(*qkv())
+        assert len(keys) == 2
+    assert gpu.checked == 1
+
+
+def test_many_shapes_of_the_same_options(gpu: Gpu, keys: list[Any]) -> None:
+    """Few are recent; the others are found by their keys."""
+    shapes = [qkv(batch) for batch in range(1, 8)]
+    for _ in range(3):
+        for tensors in shapes:
+            out = cute_fa.flash_attn_func(*tensors)
+            assert out.shape == tensors[0].shape
+    assert gpu.checked == 7
+    [recent] = plans._recent.values()
+    assert len(recent) == plans._RECENT and len({plan for _, plan in recent}) == plans._RECENT
+    del keys[:]
+    for _ in range(3):
+        for tensors in shapes[-2:]:
+            cute_fa.flash_attn_func(*tensors)
+    assert keys == []
+
+
+def test_without_torchs_guards(gpu: Gpu, keys: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "_all_alike", None)
+    tensors = qkv()
+    for _ in range(4):
+        cute_fa.flash_attn_func(*tensors)
+    assert gpu.checked == 1 and len(keys) == 4 and plans._recent == {}
+
+
+def test_what_cuda_refuses_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("CUDA Error Code: 719")
+
+    def plan(launch: Any) -> Plan:
+        return Plan(launch, (plans.contiguous((1,), torch.float32),) * 2, ())
+
+    tensors = qkv()
+    with pytest.raises(LaunchError, match="CUDA Error Code: 719") as caught:
+        plan(refuse).run(*tensors)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    monkeypatch.setattr(torch.cuda, "CudaError", lambda code: f"unspecified failure ({code})")
+    with pytest.raises(LaunchError, match=r"719, unspecified failure \(719\)"):
+        plan(refuse).run(*tensors)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match=r"^something else$") as other:
+        plan(fail).run(*tensors)
+    assert not isinstance(other.value, LaunchError)
