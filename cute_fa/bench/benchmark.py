@@ -115,10 +115,17 @@ def run(
     state: Callable[[], dict[str, Any]] = gpu_state.snapshot,
     matmul_size: int = MATMUL_SIZE,
     progress: Progress | None = None,
+    changed: Callable[[Results], None] = lambda results: None,
 ) -> Results:
-    """Check and time every provider on every shape."""
+    """Check and time every provider on every shape.
+
+    Args:
+        changed: is given what was found so far, after every shape.
+    """
     policy = policy or Policy()
     results = Results(policy=policy)
+    if is_asynchronous(device):
+        results.device.update(gpu_state.device_document())
     for dtype in dict.fromkeys(shape.padded.dtype for shape in shapes):
         speed = matmul_tflops(dtype, timer, policy, device=device, size=matmul_size)
         if speed is not None:
@@ -129,6 +136,7 @@ def run(
         rows, found = run_shape(shape, providers, timer, policy, device=device, state=state)
         results.rows.extend(rows)
         results.states.append(found)
+        changed(results)
     return results
 
 

@@ -44,14 +44,23 @@ def write_all(results: Results, folder: Path, *, plots: bool = True) -> list[Pat
         MissingToolError: plots are asked for and matplotlib is not installed; the other files have
             been written by then.
     """
+    written = write_numbers(results, folder)
+    return written + (plot(results, folder) if plots else [])
+
+
+def write_numbers(results: Results, folder: Path) -> list[Path]:
+    """JSON and CSV, each in one step: whoever looks finds whole files. The files written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "bench_fwd.json", folder / "bench_fwd.csv"]
-    written[0].write_text(json.dumps(results.as_dict(), indent=1) + "\n")
-    with written[1].open("w", newline="") as file:
+    partial = [path.with_name(f".{path.name}.partial") for path in written]
+    partial[0].write_text(json.dumps(results.as_dict(), indent=1) + "\n")
+    with partial[1].open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(csv_rows(results))
-    return written + (plot(results, folder) if plots else [])
+    for new, path in zip(partial, written, strict=True):
+        new.replace(path)
+    return written
 
 
 def csv_rows(results: Results) -> list[dict[str, Any]]:

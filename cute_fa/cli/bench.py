@@ -58,6 +58,12 @@ def run(args: argparse.Namespace) -> int:
     names = None if args.providers is None else arguments.words(args.providers)
     competitors = providers.providers(names, cute_fa if bundle is None else bundle)
     gpu_state.require_gpu()
+
+    def keep(results: benchmark.Results) -> None:
+        # After every shape: what follows may hang, or end this process.
+        if args.output is not None:
+            report.write_numbers(results, args.output)
+
     with Progress("timing", len(shapes)) as progress:
         results = benchmark.run(
             shapes,
@@ -65,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
             CudaTimer(),
             policy=Policy(rounds=args.rounds),
             progress=lambda done, total, label: progress.update(done, label),
+            changed=keep,
         )
-    results.device.update(gpu_state.device_document())
     if args.output is not None:
         report.write_all(results, args.output, plots=not args.no_plots)
     if args.json:

@@ -207,6 +207,7 @@ def test_providers_by_name() -> None:
 def test_a_run(tmp_path: Path) -> None:
     """Ours in the simulator beside the reference; a wrong one is found and not timed."""
     asked: list[str] = []
+    found: list[int] = []
     results = benchmark.run(
         [dense(seqlen_q=32, seqlen_k=32), packed(5, 9)],
         [
@@ -221,7 +222,9 @@ def test_a_run(tmp_path: Path) -> None:
         state=lambda: {"sm_mhz": 1980},
         matmul_size=16,
         progress=lambda done, total, name: asked.append(f"{done}/{total} {name}"),
+        changed=lambda results: found.append(len(results.rows)),
     )
+    assert found == [4, 8]
     assert asked[0] == "0/2 papers bfloat16 d64 b1 s32 h2/2"
     by_name = {(row.group, row.provider): row for row in results.rows}
     assert len(by_name) == 8
@@ -238,6 +241,7 @@ def test_a_run(tmp_path: Path) -> None:
     assert [state["sm_mhz"] for state in results.states] == [1980, 1980]
 
     written = report.write_all(results, tmp_path / "new" / "folder", plots=False)
+    assert sorted(written[0].parent.iterdir()) == sorted(written)
     document = json.loads(written[0].read_text())
     assert document["rows"][0]["seconds"]["median"] == 1e-3
     assert document["policy"]["rounds"] == 2

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from cute_fa.bench import benchmark, gpu_state, timing
+from cute_fa.bench.benchmark import Results
 from cute_fa.cli import bench
 from cute_fa.cli.main import main
 from cute_fa.errors import InvalidArgumentError
@@ -84,3 +89,21 @@ def test_the_script_is_the_command() -> None:
         [sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True
     )
     assert result.stdout.startswith("usage: cute-fa bench")
+
+
+def test_what_was_found_is_kept_when_a_run_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*args: Any, changed: Callable[[Results], None], **kwargs: Any) -> Results:
+        changed(Results(matmul={"bfloat16": 600.0}))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_state, "require_gpu", lambda: None)
+    monkeypatch.setattr(timing, "CudaTimer", lambda: None)
+    monkeypatch.setattr(benchmark, "run", cut_off)
+    arguments = argparse.ArgumentParser()
+    bench.add_arguments(arguments)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(arguments.parse_args(["-o", str(tmp_path)]))
+    document = json.loads((tmp_path / "bench_fwd.json").read_text())
+    assert document["matmul_tflops"] == {"bfloat16": 600.0}
