@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cute_fa.bench.inputs import BenchInputs
 from cute_fa.bench.shapes import Shape
-from cute_fa.errors import CuteFAError, InvalidArgumentError, UnsupportedError
+from cute_fa.errors import CuteFAError, InvalidArgumentError, LaunchError, UnsupportedError
 
 Call = Callable[[], Tensor]
 OURS = ("fa1", "fa2", "fa3", "fa4")
@@ -256,7 +256,9 @@ def first_call(provider: Provider, shape: Shape, inputs: BenchInputs) -> tuple[C
 
 
 def in_words(error: Exception) -> str:
-    """What was raised, in one line."""
+    """What was raised, in one line; of a launch that CUDA refused, its error too."""
+    if isinstance(error, LaunchError):
+        return f"{error.what}: {error.got}"
     if isinstance(error, CuteFAError):
         return error.what
     lines = str(error).strip().splitlines() or [""]

@@ -22,7 +22,12 @@ from cute_fa.bench.providers import Ours, Sdpa, first_call
 from cute_fa.bench.shapes import Shape
 from cute_fa.bench.timing import Policy, Timing
 from cute_fa.bench.verify import ROWS, parts, verify
-from cute_fa.errors import InvalidArgumentError, MissingToolError, UnsupportedError
+from cute_fa.errors import (
+    InvalidArgumentError,
+    LaunchError,
+    MissingToolError,
+    UnsupportedError,
+)
 from cute_fa.problem import AttentionProblem
 from cute_fa.reference.dense import attention
 from cute_fa.varlen import Packing, VarlenProblem
@@ -172,6 +177,10 @@ def test_what_a_provider_refuses_is_said_in_words() -> None:
     missing = providers.FlashAttention("flash-attn-9", "no_such_package.attention")
     assert missing.why_not(dense()) == "no_such_package.attention is not installed"
     assert providers.TorchVarlen().why_not(dense()) == "packed sequences only"
+    refused = LaunchError("CUDA did not launch the kernel", got="CUDA Error Code: 719", fix="…")
+    assert providers.in_words(refused) == "CUDA did not launch the kernel: CUDA Error Code: 719"
+    unserved = UnsupportedError("no such kernel", got="a long list")
+    assert providers.in_words(unserved) == "no such kernel"
 
 
 def test_a_package_with_flash_attns_functions(
