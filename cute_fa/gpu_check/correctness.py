@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cute_fa.build.bundle import BundleKernel
 from cute_fa.build.registry import find
+from cute_fa.gpu_check import streams
 from cute_fa.gpu_check.grid import GridCase, GridInputs, grid
 from cute_fa.gpu_check.outcome import Check, title
 from cute_fa.gpu_check.place import OneKernel, Place
@@ -90,17 +91,27 @@ def repeats(
 
 
 def repeat(kernel: BundleKernel, place: Place, case: GridCase, times: int) -> Found:
-    """A kernel on one problem, again and again."""
+    """A kernel on one problem, again and again; on a GPU also in another stream and in a graph."""
     inputs = case.inputs().to(place.device)
     one = OneKernel(kernel)
-    first = [x.clone() for x in one.run(place, case.case, inputs)]
-    differences = []
-    for _ in range(times - 1):
-        again = one.run(place, case.case, inputs)
-        differences.append(sum(_bits_differ(a, b) for a, b in zip(first, again, strict=True)))
-    unlike = sum(count > 0 for count in differences)
-    detail = "" if unlike == 0 else f"{unlike} of {times} runs differ from the first"
-    return unlike == 0, detail, {"runs": times, "unlike": unlike}
+    call = one.bind(place, case.case, inputs)
+    first = [x.clone() for x in call()]
+    unlike = sum(_unlike(first, call()) for _ in range(times - 1))
+    complaints = [f"{unlike} of {times} runs differ from the first"] if unlike else []
+    if place.is_gpu:
+
+        def bind(q: Tensor, k: Tensor, v: Tensor) -> streams.Call:
+            return one.bind(place, case.case, inputs._replace(q=q, k=k, v=v))
+
+        if _unlike(first, streams.in_another_stream(bind, inputs[:3])):
+            complaints.append("in another stream than torch's first one the result differs")
+        if _unlike(first, streams.in_a_graph(call)):
+            complaints.append("replayed as a CUDA graph the result differs")
+    return not complaints, "; ".join(complaints), {"runs": times, "unlike": unlike}
+
+
+def _unlike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return any(_bits_differ(a, b) for a, b in zip(some, others, strict=True))
 
 
 def _bits_differ(a: Tensor, b: Tensor) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +103,12 @@ class OneKernel:
 
     def run(self, place: Place, case: Case, inputs: GridInputs) -> tuple[Tensor, Tensor]:
         """out and lse of a case, on the place's device."""
+        return self.bind(place, case, inputs)()
+
+    def bind(
+        self, place: Place, case: Case, inputs: GridInputs
+    ) -> Callable[[], tuple[Tensor, Tensor]]:
+        """``run``, with everything brought to the place's device before it is called."""
         packed = isinstance(case.problem, VarlenProblem)
         function = self.flash_attn_varlen_func if packed else self.flash_attn_func
         arguments = {
@@ -109,7 +117,8 @@ class OneKernel:
         }
         there = inputs.to(place.device)
         arguments.update(there.descales.given())
-        return function(
+        return functools.partial(
+            function,
             *there[:3],
             **arguments,
             return_lse=True,
