@@ -152,7 +152,7 @@ class AsyncShadow(Subsystem):
         if self._reducing is None:
             return None
         counts = self._reducing.reshape(-1, nbytes // self.shadow.granule)
-        return np.asarray(counts.max(axis=1)[index] > 0)
+        return np.asarray((counts[index] > 0).any(axis=-1))
 
     def finish_write(self, area: Area, row: int, slot: int, instr: Instr) -> tuple[int, np.uint32]:
         """The bytes have arrived and somebody knows it: they count as a write of an agent row.
