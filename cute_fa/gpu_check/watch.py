@@ -46,6 +46,9 @@ IDLE_PATIENCE = 60.0
 GRACE = 15.0
 """Seconds that a run may go over its time, to finish what it has begun."""
 
+RECOVERY = 3.0
+"""Seconds of rest before a process follows one that did not get to begin anything."""
+
 MAX_LOSSES = 12
 """Processes that may be lost before the run is given up."""
 
@@ -105,14 +108,17 @@ class Watch:
         say: Callable[[str], None] = lambda line: None,
         target: Callable[[Connection, Job], None] = work,
         method: Literal["spawn", "fork"] = "spawn",
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._job = job
         self._report = report
         self._changed = changed
         self._say = say
         self._target = target
+        self._sleep = sleep
         self._context: Any = multiprocessing.get_context(method)
         self._begun: Begins | None = None
+        self._has_begun = False
         self._lost_by: Counter[str] = Counter()
         self._said = ""
         self._end = time.monotonic() + job.seconds
@@ -171,6 +177,7 @@ class Watch:
             patience = IDLE_PATIENCE
             if isinstance(event, Begins):
                 self._begun, patience = event, event.patience
+                self._has_begun = True
                 self._announce(event)
             else:
                 self._begun = None
@@ -218,7 +225,12 @@ class Watch:
         begun, history = self._begun, self._job.history
         if begun is None:
             self._report.take(OutcomeFound(Outcome("run", "as a whole", False, why)))
-            return False
+            # Where one process has begun something another may: a GPU whose process was ended
+            # takes its time to be free again. Where none has, none will.
+            if not self._has_begun or self._time_left() <= RECOVERY:
+                return False
+            self._sleep(RECOVERY)
+            return True
         if self._time_left() <= 0:
             reason = "time was up before it came back"
             self._report.take(OutcomeFound(Outcome(begun.section, begun.name, None, reason)))

@@ -3,6 +3,7 @@ process can be sent."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from multiprocessing.connection import Connection
@@ -84,6 +85,23 @@ def dies(connection: Connection, job: Job) -> None:
 
 def never_starts(connection: Connection, job: Job) -> None:
     os._exit(1)
+
+
+attempts = multiprocessing.get_context("fork").Value("i", 0)
+
+
+def starts_again_later(connection: Connection, job: Job) -> None:
+    """A kernel ends the first process; the second finds the GPU not free yet."""
+    with attempts:
+        attempts.value += 1
+    if attempts.value == 1:
+        connection.send(begin("first", "k1"))
+        os._exit(9)
+    if attempts.value == 2:
+        connection.send(Lost("CUDA error: out of memory"))
+        return
+    connection.send(found("second"))
+    connection.send(Finished())
 
 
 def always_hangs(connection: Connection, job: Job) -> None:

@@ -28,7 +28,8 @@ def watched(
     settings = Settings(tuning=tuning > 0)
     job = Job(Path("nowhere"), place, settings, history or History(), seconds, tuning)
     report, said = Report({"path": "b"}, {}), []
-    Watch(job, report, say=said.append, target=target, method="fork").run()
+    rest: list[float] = []
+    Watch(job, report, say=said.append, target=target, method="fork", sleep=rest.append).run()
     return report, said
 
 
@@ -65,6 +66,15 @@ def test_what_cannot_start_is_not_tried_again() -> None:
     assert not report.is_complete
     [(name, (ok, detail))] = outcomes(report).items()
     assert (name, ok) == ("as a whole", False) and "exit code 1" in detail
+
+
+def test_what_began_before_may_begin_again() -> None:
+    processes.attempts.value = 0
+    report, _ = watched(processes.starts_again_later)
+    assert report.is_complete and not report.ok and processes.attempts.value == 3
+    found = outcomes(report)
+    assert "out of memory" in found["as a whole"][1] and found["second"] == (True, "")
+    assert found["first"][0] is False
 
 
 def test_it_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
