@@ -3,7 +3,8 @@
 FlashAttention-3, section 3.3: *block quantisation* gives every block of rows of a head a scale of
 its own, so that one outlier coarsens its block only, and *incoherent processing* rotates Q and K by
 the same random orthogonal matrix first, which spreads an outlier over its row and leaves Q Kᵀ, and
-so the result, unchanged. Everything here is plain PyTorch and runs where its inputs are.
+so the result, unchanged. Everything here is PyTorch, runs where its inputs are, and can be traced
+(torch.compile).
 
 >>> import torch
 >>> from cute_fa import quant
@@ -18,10 +19,12 @@ scales of their own each (``quantize_varlen_qkv``).
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError
 
@@ -115,7 +118,8 @@ def quantize_varlen_qkv(
         block_rows, is_rotated, seed: as of ``quantize_qkv``; blocks begin anew in each sequence.
 
     Raises:
-        InvalidTypeError, InvalidArgumentError: as ``quantize_qkv``.
+        InvalidTypeError, InvalidArgumentError: as ``quantize_qkv``; also, of CPU tensors where
+            nothing is compiled, for a longest length that is smaller than a sequence.
     """
     _check_qkv(q, k, v, ("row",))
     count = None
@@ -177,7 +181,8 @@ def _quantize_packed(
     blocks = 1 if block_rows is None else -(-max_seqlen // block_rows)
     sequence, row, counts = _places(x, cu_seqlens, used)
     block = 0 if block_rows is None else row // block_rows
-    if x.device.type == "cpu" and bool((row[counts] >= max_seqlen).any()):
+    is_readable = x.device.type == "cpu" and not is_compiling()
+    if is_readable and bool((row[counts] >= max_seqlen).any()):
         raise InvalidArgumentError(
             "the longest length is smaller than a sequence",
             got=max_seqlen,
@@ -246,10 +251,14 @@ def rotate(x: Tensor, *, seed: int = 0) -> Tensor:
 
     Args:
         x: (..., D), floating point.
-        seed: of the signs; Q and K must be rotated with the same.
+        seed: of the signs, 64 bits; Q and K must be rotated with the same.
 
     Returns:
         same shape and dtype; computed in fp32.
+
+    Raises:
+        InvalidTypeError: not a floating-point tensor.
+        InvalidArgumentError: a seed of more bits.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise InvalidTypeError(
@@ -258,9 +267,15 @@ def rotate(x: Tensor, *, seed: int = 0) -> Tensor:
             expected="a floating-point torch.Tensor",
             fix="x = torch.as_tensor(x).float()",
         )
+    if not -(2**63) <= seed < 2**63:
+        raise InvalidArgumentError(
+            "seed has more than 64 bits",
+            got=seed,
+            expected="-2**63 ≤ seed < 2**63",
+            fix="seed % 2**63",
+        )
     dim = x.shape[-1]
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (dim,), generator=generator).mul(2).sub(1).to(x.device)
+    signs = torch.ops.cute_fa.random_signs(dim, seed, x.device)
     run = dim & -dim
     y = (x.float() * signs).reshape(*x.shape[:-1], dim // run, run)
     width = 1
@@ -270,6 +285,34 @@ def rotate(x: Tensor, *, seed: int = 0) -> Tensor:
         y = torch.stack((low + high, low - high), dim=-2).reshape(y.shape)
         width *= 2
     return (y * run**-0.5).reshape(x.shape).to(x.dtype)
+
+
+# An operator, because torch.compile traces no generator; and the signs are kept, because a CUDA graph
+# copies nothing from the host.
+torch.library.define(
+    "cute_fa::random_signs", "(SymInt count, int seed, Device device) -> Tensor signs"
+)
+
+
+@torch.library.impl("cute_fa::random_signs", "CompositeExplicitAutograd")
+def _random_signs(count: int, seed: int, device: torch.device) -> Tensor:
+    # Whoever has an operator's result may write into it.
+    return _kept_signs(count, seed, device).clone()
+
+
+@torch.library.register_fake("cute_fa::random_signs")
+def _random_signs_fake(count: int, seed: int, device: torch.device) -> Tensor:
+    return torch.empty(count, dtype=torch.int64, device=device)
+
+
+@lru_cache(maxsize=256)
+def _kept_signs(count: int, seed: int, device: torch.device) -> Tensor:
+    """The same ``count`` numbers out of -1 and 1 for a seed, on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (count,), generator=generator).mul(2).sub(1).to(device)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # other streams will read them
+    return signs
 
 
 def _check_qkv(q: Tensor, k: Tensor, v: Tensor, outer: tuple[str, ...]) -> None:

@@ -153,6 +153,7 @@ def test_the_rotation_leaves_scores_unchanged_and_spreads_an_outlier() -> None:
         (lambda x: quant.quantize(x, heads_k=3), InvalidArgumentError, "do not divide"),
         (lambda x: quant.quantize(x, block_rows=0), InvalidArgumentError, "block_rows"),
         (lambda x: quant.rotate(x.int()), InvalidTypeError, "floating-point"),
+        (lambda x: quant.rotate(x, seed=2**63), InvalidArgumentError, "more than 64 bits"),
         (lambda x: quant.quantize_qkv(x, x[..., :8], x), InvalidArgumentError, "do not fit"),
         (
             lambda x: quant.dequantize(*quant.quantize(x), block_rows=4),
@@ -164,3 +165,42 @@ def test_the_rotation_leaves_scores_unchanged_and_spreads_an_outlier() -> None:
 def test_wrong_arguments_are_refused(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call(torch.zeros(1, 8, 2, 16))
+
+
+def test_signs_are_those_of_torchs_generator_and_belong_to_the_caller() -> None:
+    for seed in (0, 5, -1):
+        drawn = torch.randint(0, 2, (64,), generator=torch.Generator().manual_seed(seed))
+        for _ in range(2):
+            signs = torch.ops.cute_fa.random_signs(64, seed, torch.device("cpu"))
+            assert torch.equal(signs, 2 * drawn - 1)
+            signs.zero_()
+    fake = torch.ops.cute_fa.random_signs(64, 0, torch.device("meta"))
+    assert fake.shape == signs.shape and fake.dtype == signs.dtype and fake.is_meta
+
+
+def are_equal(x: torch.Tensor, y: torch.Tensor) -> bool:
+    return x.dtype == y.dtype and torch.equal(x.float(), y.float())
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_quantisation_is_the_quantisation(backend: str) -> None:
+    q, k, v = (normal(1, 100, 2, 64, seed=seed).bfloat16() for seed in range(3))
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> quant.QuantizedQKV:
+        return quant.quantize_qkv(q, k, v, block_rows=32, seed=3)
+
+    compiled = torch.compile(call, backend=backend, fullgraph=True, dynamic=False)
+    for inputs in ((q, k, v), (v, q, k)):
+        assert all(map(are_equal, compiled(*inputs), call(*inputs)))
+
+
+def test_a_compiled_quantisation_of_packed_sequences_is_the_quantisation() -> None:
+    q, k, v = (normal(100, 2, 64, seed=seed) for seed in range(3))
+    borders = torch.tensor([0, 30, 30, 90], dtype=torch.int32)
+    lengths = {"cu_seqlens_q": borders, "cu_seqlens_k": borders}
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> quant.QuantizedQKV:
+        return quant.quantize_varlen_qkv(q, k, v, **lengths, max_seqlen_q=60, max_seqlen_k=60)
+
+    compiled = torch.compile(call, backend="eager", fullgraph=True)
+    assert all(map(are_equal, compiled(q, k, v), call(q, k, v)))
