@@ -1,9 +1,12 @@
-"""The rungs of the ladder, each on the first architecture that it was written for; test order."""
+"""The rungs of the ladder, each on the first architecture that it was written for; tools that may
+be missing; test order."""
 
 from __future__ import annotations
 
 import pytest
 
+from cute_fa.asm.tools import find_tool
+from cute_fa.errors import MissingToolError
 from tests.rungs.bench import Bench
 
 KERNEL_FOLDERS = ("rungs", "fa1", "fa2", "fa3", "fa4")
@@ -27,6 +30,25 @@ def fa3() -> Bench:
 @pytest.fixture(scope="session")
 def fa4() -> Bench:
     return Bench("fa4", "sm_100a")
+
+
+def _skip_without(tool: str) -> None:
+    try:
+        find_tool(tool)
+    except MissingToolError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def nvdisasm() -> None:
+    """Skips where the extra ``inspect`` is not installed."""
+    _skip_without("nvdisasm")
+
+
+@pytest.fixture(scope="session")
+def cuobjdump() -> None:
+    """Skips where the extra ``inspect`` is not installed."""
+    _skip_without("cuobjdump")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -129,21 +129,31 @@ class SharedShadow(Subsystem):
     def read(self, ctx: BlockContext, index: np.ndarray, nbytes: int, mask: Mask) -> None:
         """Check and record a read."""
         clocks = self._clocks()
-        writes, reads, count = self._view(nbytes)
+        stamps = self._late_writes(ctx, index, nbytes, mask)
+        if stamps is not None:
+            self._examine_read(ctx, index, nbytes, stamps, mask)
+        if self._has_atomics and not is_strong(ctx.instr):
+            self._check_atomics(ctx, index, nbytes, mask)
+        event = clocks.access(ctx.instr.index)
+        w0, w1, c0, c1 = ctx.rect
+        self.last_reads[clocks.agent[w0:w1, c0:c1]] = event
+        _, reads, count = self._view(nbytes)
+        rows = index + self._row_offsets(nbytes, ctx.rect)
+        stamp = np.full(count, event, np.uint32).view(reads.dtype)[0]
+        reads[rows if mask is None else rows[mask]] = stamp
+
+    def _late_writes(
+        self, ctx: BlockContext, index: np.ndarray, nbytes: int, mask: Mask
+    ) -> np.ndarray | None:
+        """Stamps of the last writes to the lanes' bytes, 0 in inactive lanes; None if the warps
+        have seen what every agent did until later than all of them."""
+        writes, _, count = self._view(nbytes)
         w0, w1, c0, c1 = ctx.rect
         stamps = writes.take(index).view(np.uint32).reshape(*index.shape, count)
         if mask is not None:
             stamps[~mask] = 0
         worst = stamps.reshape(*index.shape[:2], -1).max(axis=-1)
-        if not (worst < clocks.floor[w0:w1, c0:c1]).all():
-            self._examine_read(ctx, index, nbytes, stamps, mask)
-        if self._has_atomics and not is_strong(ctx.instr):
-            self._check_atomics(ctx, index, nbytes, mask)
-        event = clocks.access(ctx.instr.index)
-        self.last_reads[clocks.agent[w0:w1, c0:c1]] = event
-        rows = index + self._row_offsets(nbytes, ctx.rect)
-        stamp = np.full(count, event, np.uint32).view(reads.dtype)[0]
-        reads[rows if mask is None else rows[mask]] = stamp
+        return None if (worst < self._clocks().floor[w0:w1, c0:c1]).all() else stamps
 
     def late_readers(self, rect: tuple[int, int, int, int]) -> list[int]:
         """Agents some of whose reads may not come before what the agents of ``rect`` do now."""
@@ -272,14 +282,8 @@ class SharedShadow(Subsystem):
         return lost.any(axis=-1), agents
 
     def _check_write(self, ctx: BlockContext, index: np.ndarray, nbytes: int, mask: Mask) -> None:
-        clocks = self._clocks()
-        writes, _, count = self._view(nbytes)
-        w0, w1, c0, c1 = ctx.rect
-        stamps = writes.take(index).view(np.uint32).reshape(*index.shape, count)
-        if mask is not None:
-            stamps[~mask] = 0
-        worst = stamps.reshape(*index.shape[:2], -1).max(axis=-1)
-        if not (worst < clocks.floor[w0:w1, c0:c1]).all():
+        stamps = self._late_writes(ctx, index, nbytes, mask)
+        if stamps is not None:
             self._examine_write(ctx, index, nbytes, stamps)
         for agent, earlier in self._earlier_reads(ctx, index, nbytes, mask):
             self._examine_reader(ctx, index, nbytes, agent, earlier)

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cute_fa.asm.tools import find_tool
-from cute_fa.errors import MissingToolError
-
 KERNEL = Path(__file__).parent / "kernels" / "gather_kernel.py"
 
 
@@ -56,21 +53,3 @@ def compile_kernel(
         return done[key]
 
     return compile_once
-
-
-@pytest.fixture(scope="session")
-def nvdisasm() -> None:
-    """Skips where the extra ``inspect`` is not installed."""
-    try:
-        find_tool("nvdisasm")
-    except MissingToolError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="session")
-def cuobjdump() -> None:
-    """Skips where the extra ``inspect`` is not installed."""
-    try:
-        find_tool("cuobjdump")
-    except MissingToolError as error:
-        pytest.skip(str(error))

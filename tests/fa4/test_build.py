@@ -6,9 +6,7 @@ import re
 
 import pytest
 
-from cute_fa.asm.tools import find_tool
 from cute_fa.build import compile
-from cute_fa.errors import MissingToolError
 from cute_fa.fa4.config import REGISTERS
 from cute_fa.sim.umma_instruction import InstructionDescriptor, decode
 
@@ -134,14 +132,6 @@ def test_ptx_is_what_the_tiles_imply(head_dim, mask):
     assert ptx.count("tcgen05.alloc") == ptx.count("tcgen05.dealloc") == 1
     for register in re.findall(r"tcgen05\.(?:de)?alloc\S*\s+\[?%r\d+\]?, (%r\d+);", ptx):
         assert _constants(ptx, register) == (config.tmem_map.columns,)
-
-
-@pytest.fixture
-def nvdisasm() -> None:
-    try:
-        find_tool("nvdisasm")
-    except MissingToolError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.usefixtures("nvdisasm")

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("cute_fa", "tests", "tools", "benchmarks")
 
-STATEMENTS = 9
+STATEMENTS = 8
 """A run of so many is a clone: lines of a definition or a call count as one statement."""
 
 _LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
