@@ -24,9 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", default="float16,bfloat16", help="comma-separated; float8_e4m3fn too"
     )
-    parser.add_argument("-d", "--head-dim", default="64,128,256", help="comma-separated")
-    parser.add_argument("-s", "--seqlen", help="comma-separated (default 512 … 16384)")
-    parser.add_argument("--mask", choices=("full", "causal", "both"), default="both")
+    papers = parser.add_argument_group("shapes of the papers; gqa and varlen have their own")
+    papers.add_argument("-d", "--head-dim", help="comma-separated (default 64,128,256)")
+    papers.add_argument("-s", "--seqlen", help="comma-separated (default 512 … 16384)")
+    papers.add_argument("--mask", choices=("full", "causal", "both"), help="default both")
     parser.add_argument("--providers", help="comma-separated names (default: all there are)")
     parser.add_argument("--bundle", type=Path, help="take our kernels from this bundle")
     parser.add_argument("--rounds", type=int, default=30, help="calls of each that are timed")
@@ -96,13 +97,21 @@ def shapes_of(args: argparse.Namespace) -> list[Shape]:
 
     asked = arguments.words(args.set)
     names = shapes.SETS if asked == ["all"] else asked
+    given = [n for n in ("head_dim", "seqlen", "mask") if getattr(args, n) is not None]
+    if given and names and set(names) <= {"gqa", "varlen"}:
+        raise InvalidArgumentError(
+            "these shapes have sizes and masks of their own",
+            got=f"--set {args.set} with {_options(given)}",
+            expected="--set papers, whose shapes can be chosen",
+            fix="leave them out",
+        )
     dtypes = [dtype_name(word) for word in arguments.words(args.dtype)]
     found: list[Shape] = []
     for name in names:
         if name == "papers":
             seqlens = shapes.SEQLENS if args.seqlen is None else _integers(args.seqlen)
-            masks = {"full": (False,), "causal": (True,), "both": (False, True)}[args.mask]
-            dims = _integers(args.head_dim)
+            masks = {"full": (False,), "causal": (True,)}.get(args.mask, (False, True))
+            dims = shapes.HEAD_DIMS if args.head_dim is None else _integers(args.head_dim)
             found += shapes.paper_shapes(dtypes, dims, seqlens, masks)
         elif name == "gqa":
             found += [shape for dtype in dtypes for shape in shapes.gqa_shapes(dtype)]
@@ -134,10 +143,14 @@ def _refuse_what_host_ignores(args: argparse.Namespace) -> None:
     if given:
         raise InvalidArgumentError(
             "--host takes no other argument than --json",
-            got=", ".join(f"--{name.replace('_', '-')}" for name in given),
+            got=_options(given),
             expected="--host, or --host --json",
             fix="leave them out; benchmarks/bench_host.py --output FILE keeps the result",
         )
+
+
+def _options(names: list[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def _integers(text: str) -> list[int]:

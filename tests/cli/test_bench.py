@@ -44,6 +44,8 @@ def test_which_shapes() -> None:
         (["-s", "0"], "list of numbers"),
         (["--set", ""], "no shape"),
         (["--dtype", ","], "no shape"),
+        (["--set", "gqa", "-s", "512"], "sizes and masks of their own(.|\\n)*--seqlen"),
+        (["--set", "gqa,varlen", "-d", "64", "--mask", "full"], "--head-dim, --mask"),
     ):
         with pytest.raises(InvalidArgumentError, match=what):
             shapes(*argv)
