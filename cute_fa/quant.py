@@ -287,7 +287,7 @@ def rotate(x: Tensor, *, seed: int = 0) -> Tensor:
     return (y * run**-0.5).reshape(x.shape).to(x.dtype)
 
 
-# An operator, because torch.compile traces no generator; and the signs are kept, because a CUDA graph
+# An operator, because torch.compile traces no generator. The signs are kept, because a CUDA graph
 # copies nothing from the host.
 torch.library.define(
     "cute_fa::random_signs", "(SymInt count, int seed, Device device) -> Tensor signs"

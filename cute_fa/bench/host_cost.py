@@ -99,6 +99,8 @@ def _actions() -> dict[str, Action]:
         "max_seqlen_q": seqlen,
         "max_seqlen_k": seqlen,
     }
+    shapes = [tuple(torch.cat([x] * count) for x in (q, k, v)) for count in range(1, 9)]
+    turn = itertools.cycle(shapes)
     scales = dict(zip(("q_descale", "k_descale", "v_descale"), descales, strict=True))
     public: dict[str, Action] = {
         "flash_attn_func": lambda: cute_fa.flash_attn_func(q, k, v, causal=True),
@@ -109,9 +111,13 @@ def _actions() -> dict[str, Action]:
         "flash_attn_func, FP8 with descales": lambda: cute_fa.flash_attn_func(
             *fp8, causal=True, **scales
         ),
+        "flash_attn_func, eight shapes in turn": lambda: cute_fa.flash_attn_func(
+            *next(turn), causal=True
+        ),
     }
     for action in public.values():
-        action()
+        for _ in shapes:
+            action()
     plan = next(iter(plans._plans.values()))  # of the first call
     results = [plans._empty_on_cpu(*layout) for layout in plan.outputs]
     prepared = [*map(to_tvm_ffi, (q, k, v, *results)), *plan.scalars]

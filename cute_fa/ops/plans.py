@@ -5,8 +5,8 @@ of calls on a GPU are kept: a later call whose tensors have the same shapes, str
 devices, and whose options are the same, needs no check again. Only what may differ between the two
 is looked at: addresses, gradients, and whether torch is tracing or a simulated device is entered.
 
-Of each set of options, the plans that were used last are tried first, by guards of torch's compiler
-(``guards``); behind them stand all plans by a key that is made in Python.
+Of each set of options and each shape of k, the plans that were used last are tried first, by guards
+of torch's compiler (``guards``); behind them stand all plans by a key that is made in Python.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _NUMBERS = {NoneType, bool, int, float}
 _MARSHAL_VERSION = 2  # the last without references, which make equal objects differ
 _plans: dict[Hashable, Plan] = {}
 _guards: dict[Plan, Guard | None] = {}
-_recent: dict[Hashable, tuple[tuple[Guard, Plan], ...]] = {}  # by options, the latest first
-_RECENT = 4  # of each options: trying one that does not fit costs 0.3 µs
+_recent: dict[Hashable, tuple[tuple[Guard, Plan], ...]] = {}  # the latest first
+_RECENT = 4  # of each kind: trying one that does not fit costs 0.3 µs
 
 latest = threading.local()
 """What the latest call of each thread launched on the simulator, if anything: ``launches``."""
@@ -159,8 +159,8 @@ def look_up(
     """
     tensors = [q, k, v]
     try:
-        if q.is_nested or k.is_nested or v.is_nested:
-            return None, None  # ``Guard`` says why
+        if q.is_nested or v.is_nested:
+            return None, None  # ``Guard`` says why; k, if nested, has no shape
         before, pattern = None, 1
         for x in more:
             pattern <<= 2
@@ -173,18 +173,18 @@ def look_up(
             else:
                 tensors.append(x)
                 before = x
-        options = (pattern, names, marshal.dumps(numbers, _MARSHAL_VERSION))
-        for guard, plan in _recent.get(options, ()):
+        kind = (k.shape, pattern, names, marshal.dumps(numbers, _MARSHAL_VERSION))
+        for guard, plan in _recent.get(kind, ()):
             if guard(*tensors):  # which no tensor of another type passes
                 if _is_watched() or (q.data_ptr() | k.data_ptr() | v.data_ptr()) & _UNALIGNED:
                     return None, None
                 return plan, None
-    except (AttributeError, TypeError, ValueError):
-        return None, None  # no tensor; an option such as a list; or a number that is none
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return None, None  # no dense tensor; an option such as a list; or a number that is none
     key = key_of(q, k, v, more, numbers, names)
     found = find(key, q, k, v)
     if found is not None:
-        _put_first(options, found, tensors)
+        _put_first(kind, found, tensors)
     return found, key
 
 
@@ -252,15 +252,15 @@ def _is_watched() -> bool:
     return forward_ad._current_level >= 0 or (hosts is not None and hosts.is_entered())
 
 
-def _put_first(options: Hashable, plan: Plan, tensors: Sequence[Tensor]) -> None:
+def _put_first(kind: Hashable, plan: Plan, tensors: Sequence[Tensor]) -> None:
     """Have a plan that was found by its key found by a guard, if tensors like these come again."""
     guard = _guards.get(plan)
     # Tensors of one key may differ for torch, as those do that were made in inference mode.
     if guard is None or not guard(*tensors):
         guard = _guards[plan] = guard_of(tensors)
     if guard is not None:
-        others = [entry for entry in _recent.get(options, ()) if entry[1] is not plan]
-        _recent[options] = ((guard, plan), *others[: _RECENT - 1])
+        others = [entry for entry in _recent.get(kind, ()) if entry[1] is not plan]
+        _recent[kind] = ((guard, plan), *others[: _RECENT - 1])
 
 
 def remember(key: Any, plan: Plan) -> None:

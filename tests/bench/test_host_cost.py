@@ -33,12 +33,12 @@ def test_every_part_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module._Launches, "_linked", counted)
     monkeypatch.setattr(checks, "check_call", counted_check)
     found = host_cost(samples=2, calls=5)
-    assert len(found) == 7 and all(timing.count == 2 for timing in found.values())
+    assert len(found) == 8 and all(timing.count == 2 for timing in found.values())
     assert all(0 < timing.minimum <= timing.median for timing in found.values())
-    # Twice 5 calls and one before each, through four public functions and by itself; and those
-    # that are checked, once for each kind of dense call, besides those that only are.
-    assert len(launches) == 4 * (2 * 6 + 1) + 2 * 6
-    assert len(checked) == 3 + 2 * 6
+    # Twice 5 calls and one before each, in five ways after eight calls, and by itself; and those
+    # that are checked, once for each kind and shape of dense call, besides those that only are.
+    assert len(launches) == 5 * (2 * 6 + 8) + 2 * 6
+    assert len(checked) == 3 + 7 + 2 * 6
     assert plans._plans == {}, "the plans for CPU tensors are gone"
     assert cute_fa.flash_attn_func(*torch.zeros(3, 1, 4, 1, 64).half()).shape == (1, 4, 1, 64)
     assert cute_fa.ops.last_launches(), "CPU tensors are simulated again"

@@ -526,8 +526,9 @@ def test_inference_mode_is_recognised_too(gpu: Gpu, keys: list[Any]) -> None:
 
 
 def test_many_shapes_of_the_same_options(gpu: Gpu, keys: list[Any]) -> None:
-    """Few are recent; the others are found by their keys."""
-    shapes = [qkv(batch) for batch in range(1, 8)]
+    """Those that have k in common are recent while they are few; others are found by their keys."""
+    q, k, v = qkv()
+    shapes = [(q[:, :rows], k, v) for rows in range(1, 8)]
     for _ in range(3):
         for tensors in shapes:
             out = cute_fa.flash_attn_func(*tensors)
@@ -540,6 +541,12 @@ def test_many_shapes_of_the_same_options(gpu: Gpu, keys: list[Any]) -> None:
         for tensors in shapes[-2:]:
             cute_fa.flash_attn_func(*tensors)
     assert keys == []
+    lengths = [tuple(x[:, :rows] for x in (q, k, v)) for rows in range(1, 20)]
+    for _ in range(3):
+        del keys[:]
+        for tensors in lengths:
+            cute_fa.flash_attn_func(*tensors)
+    assert keys == [], "any number of lengths of k"
 
 
 def test_without_torchs_guards(gpu: Gpu, keys: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
