@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cute_fa.bench.benchmark import Results, Row
-from cute_fa.bench.report import summary
+from cute_fa.bench.report import finite, summary
 from cute_fa.gpu_check.events import (
     ChoiceMade,
     DeviceFound,
@@ -99,7 +98,7 @@ class Report:
 
     def as_json(self) -> str:
         """The document; numbers that are not finite are spelled, as JSON has none."""
-        return json.dumps(_finite(self.as_dict()), indent=1, default=str, allow_nan=False)
+        return json.dumps(finite(self.as_dict()), indent=1, default=str, allow_nan=False)
 
     def write(self, path: Path) -> None:
         """Write the document in one step: whoever looks finds the last whole one.
@@ -178,13 +177,3 @@ def write_in_one_step(path: Path, text: str) -> None:
     except BaseException:
         os.unlink(scratch)
         raise
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _finite(each) for key, each in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(each) for each in value]
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import sys
 import time
@@ -114,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="time to use, and as much again for --tune (default 7.5)",
     )
     args = parser.parse_args(argv)
+    if not 0 < args.minutes < math.inf:
+        parser.error(f"argument --minutes: {args.minutes} is no time to use")
     try:
         bundle = load_bundle(args.bundle)
     except CuteFAError as error:

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cute_fa.bench import benchmark, gpu_state, providers, shapes
 from cute_fa.bench.providers import Ours, Provider
@@ -34,6 +34,8 @@ from cute_fa.gpu_check.outcome import (
 )
 from cute_fa.gpu_check.place import Place, serving
 from cute_fa.ops.bundle import LoadedBundle
+
+T = TypeVar("T")
 
 # Shares of the time; what a section does not need goes to those behind it.
 SHARES = (("agreement", 0.10), ("correctness", 0.35), ("repeats", 0.10), ("benchmark", 0.45))
@@ -171,8 +173,11 @@ class Run:
         for dtype in dict.fromkeys(shape.padded.dtype for shape in todo):
             self._matmul(dtype, deadline)
         for shape in deadline.while_time(todo):
-            try:
-                rows, state = benchmark.run_shape(
+            timed = self._attempt(
+                "benchmark",
+                shape.name,
+                functools.partial(
+                    benchmark.run_shape,
                     shape,
                     [*ours, *settings.competitors],
                     self._timer,
@@ -181,16 +186,25 @@ class Run:
                     state=gpu_state.snapshot if place.is_gpu else dict,
                     about_to_call=functools.partial(self._about_to_call, shape),
                     refused=functools.partial(self._refusal, shape),
-                )
-            except DeviceLostError:
-                raise
-            except Exception as error:
-                self._require_device()
-                reason = f"{type(error).__name__}: {first_lines(error)}"
-                self._tell(OutcomeFound(Outcome("benchmark", shape.name, False, reason)))
-                continue
+                ),
+            )
+            if timed is not None:
+                self._tell(ShapeTimed(shape.name, *timed))
+
+    def _attempt(self, section: str, name: str, make: Callable[[], T]) -> T | None:
+        """What ``make`` gives; None if it raises something, which is an outcome then and keeps
+        nothing else from being made."""
+        try:
+            made = make()
+        except DeviceLostError:
+            raise
+        except Exception as error:
             self._require_device()
-            self._tell(ShapeTimed(shape.name, rows, state))
+            reason = f"{type(error).__name__}: {first_lines(error)}"
+            self._tell(OutcomeFound(Outcome(section, name, False, reason)))
+            return None
+        self._require_device()
+        return made
 
     def _matmul(self, dtype: str, deadline: Deadline) -> None:
         name = f"matrix product, {dtype}"
@@ -238,16 +252,21 @@ class Run:
                 self._tell(Begins(TUNING, label, patience, kernel=kernel))
 
             problems = self._settings.tuning_shapes or tune.tuning_shapes(kernels[0].variant)
-            trials = tune.try_out(
-                kernels,
-                problems,
-                self._place,
-                self._timer,
-                about_to_call=about_to_call,
-                has_time=deadline.has_time,
+            trials = self._attempt(
+                TUNING,
+                label,
+                functools.partial(
+                    tune.try_out,
+                    kernels,
+                    problems,
+                    self._place,
+                    self._timer,
+                    about_to_call=about_to_call,
+                    has_time=deadline.has_time,
+                ),
             )
-            self._require_device()
-            self._tell(ChoiceMade(tune.choose(label, trials)))
+            if trials is not None:
+                self._tell(ChoiceMade(tune.choose(label, trials)))
 
 
 def device_document(place: Place) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from cute_fa.bench import benchmark
 from cute_fa.build import manifest
 from cute_fa.build.bundle import TUNED, Bundle, BundleKernel
 from cute_fa.errors import CompileError
-from cute_fa.gpu_check import agreement, correctness, run
+from cute_fa.gpu_check import agreement, correctness, run, tune
 from cute_fa.gpu_check.events import Begins, History
 from cute_fa.gpu_check.grid import GridInputs
 from cute_fa.gpu_check.outcome import Check, Deadline, Outcome
@@ -233,6 +233,16 @@ def test_without_a_gpu_it_says_so(
     assert "this is not a bundle" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
+def test_minutes_that_are_no_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], minutes: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run.main([str(tmp_path), "--minutes", minutes])
+    assert caught.value.code == run.USAGE
+    assert "is no time to use" in capsys.readouterr().err
+
+
 def test_an_output_that_cannot_be_written_is_said_at_once(
     folder: Path,
     tmp_path: Path,
@@ -350,13 +360,18 @@ def test_what_goes_wrong_in_a_section_leaves_the_others(
 
     monkeypatch.setattr(agreement, "checks", fail)
     monkeypatch.setattr(benchmark, "run_shape", fail)
+    monkeypatch.setattr(tune, "try_out", fail)
     report = Report({}, {})
-    Run(bundle, simulator, TINY, History(), report.take).all(600, 0)
+    settings = replace(TINY, tuning=True)
+    Run(bundle, simulator, settings, History(), report.take).all(600, 600)
     found = {(each.section, each.name): each.detail for each in report.failures}
-    assert list(found) == [("agreement", "as a whole"), ("benchmark", SHAPE.name)]
+    [label] = tune.competitions(bundle, simulator)
+    expected = [("agreement", "as a whole"), ("benchmark", SHAPE.name), ("tuning", label)]
+    assert list(found) == expected
     assert all("nobody thought of this" in detail for detail in found.values())
     assert sum(each.ok is True for each in report.outcomes) == 10
-    assert set(report.seconds) == {"agreement", "correctness", "repeats", "benchmark"}
+    sections = {"agreement", "correctness", "repeats", "benchmark", "tuning"}
+    assert set(report.seconds) == sections
 
 
 def test_a_family_that_is_given_up_is_left_out(bundle: LoadedBundle, simulator: Place) -> None:
