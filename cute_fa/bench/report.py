@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def write_numbers(results: Results, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "bench_fwd.json", folder / "bench_fwd.csv"]
     partial = [path.with_name(f".{path.name}.partial") for path in written]
-    partial[0].write_text(json.dumps(results.as_dict(), indent=1) + "\n")
+    partial[0].write_text(json.dumps(finite(results.as_dict()), indent=1, allow_nan=False) + "\n")
     with partial[1].open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -61,6 +62,17 @@ def write_numbers(results: Results, folder: Path) -> list[Path]:
     for new, path in zip(partial, written, strict=True):
         new.replace(path)
     return written
+
+
+def finite(value: Any) -> Any:
+    """A document whose numbers that are not finite are spelled, as JSON has none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): finite(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [finite(each) for each in value]
+    return value
 
 
 def csv_rows(results: Results) -> list[dict[str, Any]]:

@@ -355,14 +355,22 @@ def _distance(a: KernelVariant, b: KernelVariant) -> int:
 
 
 def _check_versions(document: Mapping[str, Any]) -> None:
-    built, tools = document["cute_fa"], document["toolchain"]
-    if built != cute_fa.__version__:
+    built = document.get("cute_fa")
+    if built not in (None, cute_fa.__version__):
         raise BundleError(
             "this bundle was made by another version of cute_fa",
             got=f"cute_fa {built}",
             expected=f"cute_fa {cute_fa.__version__}, which is installed",
             fix=f"pip install cute-fa=={built}, or make the bundle again",
         )
+    if missing := [key for key in manifest.KEYS if key not in document]:
+        raise BundleError(
+            "the manifest of a bundle is not one of this version",
+            got=f"no {', '.join(missing)}",
+            expected=", ".join(manifest.KEYS),
+            fix=manifest.MAKE_AGAIN,
+        )
+    tools = document["toolchain"]
     here = f"{sys.platform} {platform.machine()}"
     if tools["platform"] != here:
         raise BundleError(

@@ -29,6 +29,9 @@ from cute_fa.errors import BundleError
 
 FORMAT = 1
 NAME = "manifest.json"
+KEYS = ("cute_fa", "toolchain", "archs", "presets", "kernels", "runtime", "files")
+"""What every manifest has, beside what ``read`` asks for."""
+
 MAKE_AGAIN = "make or copy the bundle again (cute-fa aot … -o DIR)"
 
 

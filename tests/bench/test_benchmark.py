@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -413,6 +414,19 @@ esac
         assert "not a valid field" in found["unknown"]
     else:
         assert found["throttle_reasons"] == ["software power cap"] and found["sm_mhz"] == 1980
+
+
+def test_numbers_that_are_not_finite_are_spelled(tmp_path: Path) -> None:
+    """JSON has none, and a wrong result may have an infinite error."""
+    shape: dict[str, Any] = benchmark._identity(dense())
+    row = Row(**shape, provider="x", served=True, ok=False, error=math.inf, allowed=math.nan)
+    path, _ = report.write_numbers(Results(rows=[row]), tmp_path)
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    [found] = json.loads(path.read_text(), parse_constant=refuse)["rows"]
+    assert (found["error"], found["allowed"]) == ("inf", "nan")
 
 
 def test_an_nvidia_smi_that_hangs_is_waited_for_once(

@@ -214,6 +214,27 @@ def test_a_bundle_of_another_format_or_with_an_altered_manifest(
         Bundle(folder)
 
 
+@pytest.mark.parametrize("key", manifest.KEYS)
+def test_a_whole_manifest_that_lacks_something(write: Callable[..., Bundle], key: str) -> None:
+    """Of another version it is said that it is; of this one, what it lacks."""
+    folder = write(archs=["sm_80"]).folder
+    path = folder / manifest.NAME
+
+    def refused(**changes: Any) -> str:
+        document = {**json.loads(whole), **changes}
+        document.pop(key, None)
+        document.pop("digest")
+        path.write_text(json.dumps({**document, "digest": manifest._digest(document)}))
+        with pytest.raises(BundleError) as caught:
+            Bundle(folder)
+        return str(caught.value)
+
+    whole = path.read_text()
+    assert f"no {key}\n" in refused()
+    if key != "cute_fa":
+        assert "another version" in refused(cute_fa="0.0.9")
+
+
 def test_paths_that_are_no_bundle(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("text")
