@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cute_fa.build import Compiled, compile
-from cute_fa.build.toolchain import runtime_library
+from cute_fa.build.toolchain import c_compiler, runtime_library
 from cute_fa.ops.sources import variant_features
 from cute_fa.problem import KernelVariant
 from cute_fa.sim.runtime import (
@@ -53,10 +54,9 @@ def build(folder: Path) -> Path:
     """
     real = runtime_library()
     layer = real.with_name("libcuda_dialect_runtime_static.a")
-    listed = subprocess.run(
-        ["nm", "--undefined-only", str(layer)], capture_output=True, text=True, check=True
-    )
-    wanted = {line.split()[-1] for line in listed.stdout.splitlines() if " U cuda" in line}
+    # Names in its symbol tables, which share their ends: _cudaX, which it defines, calls cudaX.
+    names = re.findall(rb"\0_?(cuda[A-Z]\w+)(?=\0)", layer.read_bytes())
+    wanted = {name.decode() for name in names}
     forwards = " ".join(f"FORWARD({name})" for name in sorted(wanted - WORDS))
     return _link(
         folder / NAME,
@@ -73,7 +73,9 @@ def build_driver(folder: Path) -> Path:
 
 
 def _link(output: Path, *arguments: str) -> Path:
-    command = ["cc", "-shared", "-fPIC", "-O1", "-w", f"-Wl,-soname,{output.name}"]
+    compiler = c_compiler()
+    assert compiler is not None, "there is no C compiler"
+    command = [compiler, "-shared", "-fPIC", "-O1", "-w", f"-Wl,-soname,{output.name}"]
     subprocess.run([*command, "-o", str(output), *arguments], check=True)
     return output
 
