@@ -195,7 +195,9 @@ def _quantize_packed(
     of_rows = heads.abs().amax(dim=(2, 3)) if x.numel() else heads.new_zeros(len(x), heads_k)
     largest = of_rows.new_zeros(batch * blocks + 1, heads_k)
     largest.scatter_reduce_(0, group[:, None].expand_as(of_rows), of_rows, "amax")
-    descale = torch.where(largest > 0.0, largest / FP8_MAX, 1.0)
+    # The descale of the smallest numbers would be 0.
+    scale = (largest / FP8_MAX).clamp_min(torch.finfo(torch.float32).tiny)
+    descale = torch.where(largest > 0.0, scale, 1.0)
     # Division may round the largest element up past 448, which e4m3 has no number for.
     scaled = (heads / descale[group][..., None, None]).clamp(-FP8_MAX, FP8_MAX)
     stored = scaled.to(torch.float8_e4m3fn).flatten(1, 2)
@@ -224,10 +226,12 @@ def dequantize(stored: Tensor, descale: Tensor, *, block_rows: int | None = None
 def expand_descale(
     descale: Tensor, rows: int, heads: int, *, block_rows: int | None = None
 ) -> Tensor:
-    """A descale for every row and head, (B, S, H, 1), of one (B, Hk) or (B, Hk, blocks).
+    """A descale for every row and head, (B, S, H, 1), of one (B, Hk) or (B, Hk, blocks). Blocks
+    behind the last row, as shorter sequences of a batch have, are left out.
 
     Raises:
-        InvalidArgumentError: a descale of another rank than ``block_rows`` asks for.
+        InvalidArgumentError: a descale of another rank than ``block_rows`` asks for, too few
+            blocks, or Hk that does not divide the heads.
     """
     expected = 2 if block_rows is None else 3
     if descale.ndim != expected:
@@ -235,6 +239,14 @@ def expand_descale(
             "descale has the wrong number of dimensions",
             got=f"{tuple(descale.shape)} and block_rows={block_rows}",
             expected="(B, Hk)" if block_rows is None else "(B, Hk, blocks)",
+            fix="pass the block_rows that it was made with",
+        )
+    _check_groups(heads, descale.shape[1], block_rows)
+    if block_rows is not None and descale.shape[2] * block_rows < rows:
+        raise InvalidArgumentError(
+            "descale has fewer blocks than the rows",
+            got=f"{descale.shape[2]} blocks of {block_rows} rows for {rows}",
+            expected=f"at least {-(-rows // block_rows)} blocks",
             fix="pass the block_rows that it was made with",
         )
     per_head = descale.repeat_interleave(heads // descale.shape[1], dim=1)  # (B, H[, blocks])
@@ -258,7 +270,7 @@ def rotate(x: Tensor, *, seed: int = 0) -> Tensor:
 
     Raises:
         InvalidTypeError: not a floating-point tensor.
-        InvalidArgumentError: a seed of more bits.
+        InvalidArgumentError: a seed of more bits, or no columns.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise InvalidTypeError(
@@ -274,7 +286,14 @@ def rotate(x: Tensor, *, seed: int = 0) -> Tensor:
             expected="-2**63 ≤ seed < 2**63",
             fix="seed % 2**63",
         )
-    dim = x.shape[-1]
+    dim = x.shape[-1] if x.ndim else 0
+    if dim < 1:
+        raise InvalidArgumentError(
+            "x has no columns",
+            got=tuple(x.shape),
+            expected="(..., D), D ≥ 1",
+            fix="the head dim is the last dimension",
+        )
     signs = torch.ops.cute_fa.random_signs(dim, seed, x.device)
     run = dim & -dim
     y = (x.float() * signs).reshape(*x.shape[:-1], dim // run, run)

@@ -32,6 +32,13 @@ def test_every_group_uses_the_whole_range_and_rounds_by_half_a_step(block_rows: 
     assert ((back - x).abs() <= torch.maximum(x.abs() * 2.0**-4, step / 2)).all()
 
 
+def test_the_smallest_numbers_have_a_scale() -> None:
+    """A descale of 0 would scale nothing."""
+    x = torch.full((1, 2, 1, 8), 1e-45)
+    stored, descale = quant.quantize(x)
+    assert descale.min() > 0.0 and not stored.float().any()
+
+
 def test_query_heads_of_a_group_share_a_scale() -> None:
     x = normal(1, 8, 6, 16)
     x[:, :, 4] *= 100.0
@@ -160,6 +167,14 @@ def test_the_rotation_leaves_scores_unchanged_and_spreads_an_outlier() -> None:
             InvalidArgumentError,
             "wrong number of dimensions",
         ),
+        (
+            lambda x: quant.dequantize(*quant.quantize(x, block_rows=4), block_rows=2),
+            InvalidArgumentError,
+            "2 blocks of 2 rows for 8",
+        ),
+        (lambda x: quant.expand_descale(x[0, 0], 8, 3), InvalidArgumentError, "do not divide"),
+        (lambda x: quant.rotate(x[..., :0]), InvalidArgumentError, "no columns"),
+        (lambda x: quant.rotate(x.sum()), InvalidArgumentError, "no columns"),
     ],
 )
 def test_wrong_arguments_are_refused(call, error, message) -> None:
