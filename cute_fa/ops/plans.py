@@ -30,6 +30,8 @@ from torch._C import _len_torch_dispatch_stack as dispatch_modes
 from torch._C import _len_torch_function_stack as function_modes
 from torch._C._functorch import peek_interpreter_stack as functorch_transforms
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from cute_fa.errors import CuteFAError, LaunchError
 from cute_fa.ops.guards import Guard, guard_of
@@ -246,10 +248,16 @@ def find(key: Any, q: Tensor, k: Tensor, v: Tensor) -> Plan | None:
 def _is_watched() -> bool:
     """Whether a mode of torch (fake tensors, vmap, a function mode, forward derivatives) looks at
     what is called, or a simulated device is entered."""
-    if dispatch_modes() or function_modes() or functorch_transforms():
+    if dispatch_modes() or functorch_transforms() or (function_modes() and _is_listened_to()):
         return True
     hosts = modules.get("cute_fa.sim.hosts")
     return forward_ad._current_level >= 0 or (hosts is not None and hosts.is_entered())
+
+
+def _is_listened_to() -> bool:
+    """Whether one of torch's function modes does more than say where new tensors belong, as
+    ``torch.set_default_device`` does; a launch makes none that could belong elsewhere."""
+    return not all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
 
 
 def _put_first(kind: Hashable, plan: Plan, tensors: Sequence[Tensor]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from cute_fa.errors import LaunchError
 from cute_fa.ops import launch, plans, sources
 from cute_fa.ops.checks import Call
 from cute_fa.problem import AttentionProblem
@@ -202,3 +204,26 @@ def test_a_call_on_a_gpu_is_remembered(kernel):
         assert plans.find(key, q, k, v) is None
     finally:
         plans.forget()
+
+
+def test_what_cuda_refuses_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("CUDA Error Code: 719")
+
+    def plan(launch: Any) -> plans.Plan:
+        return plans.Plan(launch, (plans.contiguous((1,), torch.float32),) * 2, ())
+
+    tensors = torch.zeros(3, 1, 8, 1, 64).half()
+    with pytest.raises(LaunchError, match="CUDA Error Code: 719") as caught:
+        plan(refuse).run(*tensors)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    monkeypatch.setattr(torch.cuda, "CudaError", lambda code: f"unspecified failure ({code})")
+    with pytest.raises(LaunchError, match=r"719, unspecified failure \(719\)"):
+        plan(refuse).run(*tensors)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match=r"^something else$") as other:
+        plan(fail).run(*tensors)
+    assert not isinstance(other.value, LaunchError)
