@@ -87,11 +87,12 @@ def write_bundle(
             got=left_out[0].reason if left_out else None,
         )
     _check_writable(output)
+    sources = keys.source_digest(("cute_fa",))  # of what is compiled: that takes minutes
     kernels, failed = _compile(selected, jobs, progress)
     left_out += failed
     document: dict[str, Any] = {
         "cute_fa": cute_fa.__version__,
-        "sources": keys.source_digest(("cute_fa",)),
+        "sources": sources,
         "toolchain": toolchain().key_parts(),
         "cuda": {
             "libraries": toolchain().flavour.removeprefix("cu"),

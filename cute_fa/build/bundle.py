@@ -245,6 +245,7 @@ class Bundle:
 
     def _kernel(self, document: Mapping[str, Any]) -> BundleKernel:
         entry = registry.find(document["generation"], document["direction"])
+        get_target(document["arch"])
         names = ("generation", "direction", "arch", "kernel_name", "options", "key", "resources")
         for kind in ("library", "ptx", "object"):
             if document["files"][kind] not in self.document["files"]:

@@ -262,6 +262,29 @@ def test_a_kernel_that_these_sources_do_not_know(write: Callable[..., Bundle]) -
     manifest.seal(made.folder, document)
     with pytest.raises(BundleError, match=r"does not know(.|\n)*new_field"):
         Bundle(made.folder)
+    document = json.loads(json.dumps(made.document))
+    document["kernels"][0]["arch"] = "sm_999"
+    manifest.seal(made.folder, document)
+    with pytest.raises(BundleError, match=r"does not know(.|\n)*sm_999"):
+        Bundle(made.folder)
+
+
+def test_the_sources_of_a_bundle_are_those_that_were_compiled(
+    write: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may change meanwhile."""
+    digests = ["before"]
+
+    def compile_and_change(*arguments: Any) -> Any:
+        digests.append("behind")
+        return compile_all(*arguments)
+
+    compile_all = aot._compile
+    monkeypatch.setattr(aot, "_compile", compile_and_change)
+    monkeypatch.setattr(aot.keys, "source_digest", lambda packages: digests[-1])
+    made = write(archs=["sm_80"])
+    assert made.document["sources"] == "before"
+    assert "it was made by other sources" in made.notes()[0]
 
 
 def test_the_runtime_library_is_missing(
