@@ -37,7 +37,8 @@ class Descales(NamedTuple):
 
     def given(self) -> Iterator[tuple[str, Tensor]]:
         """Those that are tensors, by the name of their argument."""
-        for name, x in self._asdict().items():
+        # Spelled out: torch.compile of torch 2.6 does not trace a named tuple's methods.
+        for name, x in (("q", self.q), ("k", self.k), ("v", self.v)):
             if x is not None:
                 yield f"{name}_descale", x
 

@@ -27,6 +27,9 @@ Result = TypeVar("Result")
 _DL_CPU = 1
 _DL_CUDA = 2
 _DEVICE_OFFSET = 8
+# DLPack: the code of float8_e4m3fn, and the place of DLDataType {uint8 code; uint8 bits; …}.
+_DL_FLOAT8_E4M3FN = 10
+_TYPE_OFFSET = 20
 
 _API_NAME = b"dlpack_exchange_api"
 
@@ -65,9 +68,14 @@ class DeviceView:
         Stream, version and copy requests do not matter: there is one stream, and nothing to copy.
         """
         source = self.source
+        is_fp8 = str(source.dtype) == "torch.float8_e4m3fn"
+        if is_fp8:  # which older versions of torch do not hand out
+            source = source.view(sys.modules["torch"].uint8)
         capsule = (source.detach() if is_torch_tensor(source) else source).__dlpack__()
-        device = _get_pointer(capsule, b"dltensor") + _DEVICE_OFFSET
-        kind = ctypes.c_int32.from_address(device)
+        tensor = _get_pointer(capsule, b"dltensor")
+        if is_fp8:
+            ctypes.c_uint8.from_address(tensor + _TYPE_OFFSET).value = _DL_FLOAT8_E4M3FN
+        kind = ctypes.c_int32.from_address(tensor + _DEVICE_OFFSET)
         if kind.value == _DL_CPU:
             kind.value = _DL_CUDA
         return capsule

@@ -28,6 +28,21 @@ def test_views_are_the_same_memory_on_another_device(source: torch.Tensor | np.n
     assert str(tvm_ffi.from_dlpack(source).device) == "cpu:0"  # the source is untouched
 
 
+def test_fp8_is_told_to_readers_whatever_torch_hands_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions of torch before DLPack 1.1 refuse to."""
+    source = torch.arange(16.0).reshape(2, 8).to(torch.float8_e4m3fn)
+    hand_out = torch.Tensor.__dlpack__
+
+    def refusing(self: torch.Tensor, **options: object) -> object:
+        assert self.dtype != torch.float8_e4m3fn, "float8 types are not supported by dlpack"
+        return hand_out(self, **options)
+
+    monkeypatch.setattr(torch.Tensor, "__dlpack__", refusing)
+    view = tvm_ffi.from_dlpack(tensors.DeviceView(source))
+    assert (str(view.dtype), str(view.device), view.shape) == ("float8_e4m3fn", "cuda:0", (2, 8))
+    assert view.data_ptr() == source.data_ptr()
+
+
 def test_compiled_readers_of_torch_tensors_see_the_device_only_while_it_is_entered() -> None:
     """TVM-FFI reads torch tensors through DLPack's C interface, which it looks up once."""
     echo = tvm_ffi.convert(lambda tensor: str(tensor.device))
