@@ -56,6 +56,8 @@ def test_fa3_tries_schedules_tiles_and_consumers(causal: bool) -> None:
     assert {c.num_consumers for c in found} == {2, 3} and {c.stages for c in found} >= {2, 3}
     assert {c.tile_n for c in found} >= {96, 112, 128, 144, 160, 176, 192}
     assert {c.has_turns for c in found} == {True, False}
+    # As many columns as strips of O leave room for, and more without.
+    assert {c.tile_n for c in found if c.has_own_o and c.stages == 2} >= {112, 128, 144, 160}
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
