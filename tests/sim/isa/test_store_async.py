@@ -20,18 +20,23 @@ REDUCTIONS = {
     "dec.u32": lambda old, new: new if old == 0 or old > new else old - 1,
 }
 
+# Every CTA's mbarrier expects a word of each lane, and the word of each lane holds its tid.
+PREPARED = (
+    init(1)
+    + "@%p0 mbarrier.arrive.expect_tx.shared.b64 _, [%smem], 128;\n"
+    + "fence.mbarrier_init.release.cluster;\n"
+    + RANKS
+    + "st.shared.b32 [%r15+1024], %tid;\n"
+    + SYNC
+)
+
 
 @POLICIES
 @pytest.mark.parametrize("form", sorted(REDUCTIONS))
 def test_asynchronous_reductions_in_the_next_cta(form: str, completion: str) -> None:
     """Every lane reduces 3 * rank into the word of its tid, which holds the tid."""
     body = (
-        init(1)
-        + "@%p0 mbarrier.arrive.expect_tx.shared.b64 _, [%smem], 128;\n"
-        + "fence.mbarrier_init.release.cluster;\n"
-        + RANKS
-        + "st.shared.b32 [%r15+1024], %tid;\n"
-        + SYNC
+        PREPARED
         + f"""
     mapa.shared::cluster.u32 %r20, %smem, %r12; mul.lo.u32 %r21, %r10, 3;
     red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.{form}
@@ -146,12 +151,7 @@ def test_races_of_asynchronous_reductions(mistake: str, completion: str) -> None
 
 
 ACROSS_PROXIES = (
-    init(1)
-    + "@%p0 mbarrier.arrive.expect_tx.shared.b64 _, [%smem], 128;\n"
-    + "fence.mbarrier_init.release.cluster;\n"
-    + RANKS
-    + "st.shared.b32 [%r15+1024], %tid;\n"
-    + SYNC
+    PREPARED
     + """
     mapa.shared::cluster.u32 %r20, %smem, %r12;
     st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%r13+1024], %lane, [%r20];
