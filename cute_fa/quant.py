@@ -72,7 +72,7 @@ def quantize_qkv(
         seed: of the rotation's signs.
 
     Raises:
-        InvalidTypeError: not a floating-point tensor.
+        InvalidTypeError: not a floating-point tensor; block_rows or a seed that is no integer.
         InvalidArgumentError: shapes that do not fit, or block_rows below 1.
     """
     _check_qkv(q, k, v, ("batch", "sequence"))
@@ -230,6 +230,7 @@ def expand_descale(
     behind the last row, as shorter sequences of a batch have, are left out.
 
     Raises:
+        InvalidTypeError: block_rows that is no integer.
         InvalidArgumentError: a descale of another rank than ``block_rows`` asks for, too few
             blocks, or Hk that does not divide the heads.
     """
@@ -269,7 +270,7 @@ def rotate(x: Tensor, *, seed: int = 0) -> Tensor:
         same shape and dtype; computed in fp32.
 
     Raises:
-        InvalidTypeError: not a floating-point tensor.
+        InvalidTypeError: not a floating-point tensor, or a seed that is no integer.
         InvalidArgumentError: a seed of more bits, or no columns.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -279,6 +280,7 @@ def rotate(x: Tensor, *, seed: int = 0) -> Tensor:
             expected="a floating-point torch.Tensor",
             fix="x = torch.as_tensor(x).float()",
         )
+    _check_integer("seed", seed)
     if not -(2**63) <= seed < 2**63:
         raise InvalidArgumentError(
             "seed has more than 64 bits",
@@ -375,12 +377,25 @@ def _check_groups(heads: int, heads_k: int, block_rows: int | None) -> None:
             expected="a positive divisor of the heads",
             fix="pass how many heads k and v have",
         )
-    if block_rows is not None and block_rows < 1:
+    if block_rows is None:
+        return
+    _check_integer("block_rows", block_rows)
+    if block_rows < 1:
         raise InvalidArgumentError(
             "block_rows is not positive",
             got=block_rows,
             expected="≥ 1",
             fix="pass None for one scale for each head",
+        )
+
+
+def _check_integer(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidTypeError(
+            f"{name} is not an integer",
+            got=repr(value),
+            expected="int",
+            fix=f"{name}=int(…)",
         )
 
 

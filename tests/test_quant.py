@@ -161,6 +161,9 @@ def test_the_rotation_leaves_scores_unchanged_and_spreads_an_outlier() -> None:
         (lambda x: quant.quantize(x, block_rows=0), InvalidArgumentError, "block_rows"),
         (lambda x: quant.rotate(x.int()), InvalidTypeError, "floating-point"),
         (lambda x: quant.rotate(x, seed=2**63), InvalidArgumentError, "more than 64 bits"),
+        (lambda x: quant.rotate(x, seed="a"), InvalidTypeError, "seed is not an integer"),
+        (lambda x: quant.quantize(x, block_rows=1.5), InvalidTypeError, "block_rows is not an"),
+        (lambda x: quant.quantize(x, block_rows=True), InvalidTypeError, "block_rows is not an"),
         (lambda x: quant.quantize_qkv(x, x[..., :8], x), InvalidArgumentError, "do not fit"),
         (
             lambda x: quant.dequantize(*quant.quantize(x), block_rows=4),
