@@ -272,8 +272,19 @@ def _check_attention_dtype(name: str, x: Tensor) -> None:
             f"{name} has a dtype that no kernel takes",
             got=short(x.dtype),
             expected=" or ".join(KERNEL_DTYPES),
-            fix=f"{name}.to(torch.bfloat16), or cute_fa.reference.dense.attention for this dtype",
+            fix=f"{_convert(name, x)}, or cute_fa.reference.dense.attention for this dtype",
         )
+
+
+def _convert(name: str, x: Tensor) -> str:
+    """What makes ``x`` one of 16 bits; under autocast, which does not know our functions, too."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return (
+            f"{name}.to(torch.get_autocast_dtype({device!r})), because torch.autocast converts "
+            "inputs of PyTorch's own functions only"
+        )
+    return f"{name}.to(torch.bfloat16)"
 
 
 _EVERY_DIMENSION = "every dimension is there, of size 1 where there is one of its kind"

@@ -179,6 +179,16 @@ def test_bad_tensors(what):
     assert "got:" in text and ("expected:" in text or "to mend:" in text), text
 
 
+def test_autocast_converts_nothing_and_the_message_says_so():
+    wrong = tensors(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InvalidTypeError) as caught:
+        flash_attn_func(*wrong)
+    assert "torch.get_autocast_dtype('cpu')" in str(caught.value)
+    with pytest.raises(InvalidTypeError) as caught:
+        flash_attn_func(*wrong)
+    assert "autocast" not in str(caught.value)
+
+
 BAD_OPTIONS = [
     ({"softmax_scale": math.nan}, InvalidArgumentError, "softmax_scale"),
     ({"softmax_scale": math.inf}, InvalidArgumentError, "softmax_scale"),
