@@ -108,8 +108,20 @@ Grid = Mapping[str, Sequence[Any]]
 # the config itself, and those that turn out to spill registers are left out of the bundle.
 CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
     "fa2": (
-        {"tile_m": (64, 128), "tile_n": (32, 64, 128), "num_threads": (128,), "stages": (1, 2)},
-        {"tile_m": (128, 256), "tile_n": (32, 64, 128), "num_threads": (256,), "stages": (2,)},
+        {"tile_m": (64,), "tile_n": (32, 64, 128), "num_threads": (128,), "stages": (1, 2)},
+        {"tile_m": (128,), "tile_n": (32, 64, 128), "num_threads": (256,), "stages": (2,)},
+        # 32 rows per warp: S and O are Dv + tile_n of 255 registers, and more than 160 spilled.
+        *(
+            {
+                "head_dim": (dim,),
+                "tile_m": (warps * 32,),
+                "tile_n": columns,
+                "num_threads": (warps * 32,),
+                "stages": stages,
+            }
+            for dim, columns in ((64, (32, 64)), (128, (32,)))
+            for warps, stages in ((4, (1, 2)), (8, (2,)))
+        ),
     ),
     # wgmma reads 64 rows of Q and all of K for each block: below 96 columns that is more than 107
     # bytes per cycle, of 128, and 16 % more instructions per score. So D = 256 alone, which has no

@@ -44,13 +44,11 @@ def _compile(head_dim: int, mask: str, **how):
 
 @pytest.mark.parametrize(
     ("head_dim", "mask"),
-    [
-        *[(64, "full"), (128, "causal"), (128, "full"), (128, "window-softcap"), (256, "full")],
-        *[(256, "causal-left"), (72, "varlen-packed")],
-    ],
+    [(128, "window-softcap"), (256, "causal-left"), (72, "varlen-packed")],
 )
 def test_spills_nothing(head_dim, mask):
-    """And each role gets the registers that the plan gives it."""
+    """And each role gets the registers that the plan gives it. Kernels that are run are looked at
+    as well (tests/rungs/bench.py), and rungs/test_spills.py has the whole table."""
     _assert_no_spills(_compile(head_dim, mask))
 
 
@@ -60,7 +58,7 @@ def test_launch_control_spills_nothing():
 
 @pytest.mark.parametrize(
     ("dims", "mask"),
-    [((192, 128), "full"), ((192, 128), "causal"), ((128, 128), "softcap"), ((96, 96), "full")],
+    [((192, 128), "full"), ((128, 128), "softcap")],
 )
 def test_tight_plans_spill_nothing(dims, mask):
     _assert_no_spills(_compile(dims[0], mask, head_dim_v=dims[1]))

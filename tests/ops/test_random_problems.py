@@ -1,4 +1,5 @@
-"""Twenty problems drawn at random, on both rungs: within the error budget, without a hazard.
+"""Twenty problems drawn at random on FA2, five of them on FA1: within the error budget, without a
+hazard.
 
 Compiling dominates: nearly every problem is a variant of its own, at two seconds each.
 """
@@ -14,9 +15,12 @@ from cute_fa.testing import assert_attention_close, make_inputs, random_problems
 CASES = random_problems(20, 2026, max_seqlen=140, max_heads=4, max_batch=2)
 
 
-@pytest.mark.parametrize("generation", ["fa2", "fa1"])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_random_problem(case, generation):
+@pytest.mark.parametrize(
+    ("generation", "case"),
+    [*(("fa2", case) for case in CASES), *(("fa1", case) for case in CASES[::4])],
+    ids=str,
+)
+def test_random_problem(generation, case):
     q, k, v, _ = make_inputs(case)
     out, lse = flash_attn_func(q, k, v, return_lse=True, generation=generation, **case.arguments)
     repro = case.repro_with(generation=generation)

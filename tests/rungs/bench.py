@@ -19,6 +19,7 @@ from cute_fa.target import get_target
 from cute_fa.testing.compare import assert_bitwise_equal, check_attention
 from cute_fa.testing.inputs import TORCH_DTYPES, Inputs, length_arguments, normal_inputs
 from cute_fa.varlen import VarlenProblem
+from tests.rungs.spills import assert_no_spills
 
 Problem = AttentionProblem | VarlenProblem
 
@@ -41,14 +42,17 @@ def _program(generation: str, config: Any, arch: str) -> Program:
     own = asdict(config)
     own["causal"] = config.is_causal
     features = {field.name: own[field.name] for field in fields(KernelVariant) if field.name in own}
-    request = Request(find(generation), KernelVariant(**features), get_target(arch), asdict(config))
+    entry, variant, target = find(generation), KernelVariant(**features), get_target(arch)
+    request = Request(entry, variant, target, asdict(config))
     assert request.config == config
     kernel = compile_request(request)
+    if config == entry.config(variant, target, {}):
+        assert_no_spills(kernel)
     return Program(kernel.host("sim"), kernel.ptx)
 
 
 class Bench:
-    """Compiles each plan of a rung once and runs it on any problem."""
+    """Compiles each plan of a rung once, spilling nothing, and runs it on any problem."""
 
     def __init__(self, generation: str, arch: str) -> None:
         self.generation = generation
