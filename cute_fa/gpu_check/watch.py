@@ -8,13 +8,14 @@ begun last, and starts another that goes on behind it. The report is whole whate
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import signal
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +39,7 @@ from cute_fa.gpu_check.sections import SHARES, TUNING, DeviceLostError, Run, Set
 from cute_fa.ops.bundle import load_bundle
 
 START_PATIENCE = 120.0
-"""Seconds for torch, the bundle and the driver to load."""
+"""Seconds for torch, the bundle and the driver to load, and for TVM-FFI."""
 
 IDLE_PATIENCE = 60.0
 """Seconds between two events where nothing is being waited for."""
@@ -64,6 +65,8 @@ class Job:
     Attributes:
         folder: the bundle.
         seconds: for all sections but tuning.
+        since: from when the time counts, by ``time.monotonic``, which Linux has one of for all
+            processes.
     """
 
     folder: Path
@@ -72,6 +75,20 @@ class Job:
     history: History
     seconds: float
     tuning_seconds: float
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_tuning(self) -> bool:
+        """Whether nothing but tuning is left."""
+        is_checked = self.history.sections >= {name for name, _ in SHARES}
+        return is_checked and self.settings.tuning
+
+    def time_left(self) -> tuple[float, float]:
+        """Seconds for all sections but tuning, and for tuning, which begins behind them."""
+        spent = time.monotonic() - self.since
+        if self.is_tuning:
+            return self.seconds, self.tuning_seconds - spent
+        return self.seconds - spent, self.tuning_seconds
 
 
 def work(connection: Connection, job: Job) -> None:
@@ -79,8 +96,11 @@ def work(connection: Connection, job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the watching process ends this one
     try:
         bundle = load_bundle(job.folder)
+        # With an older torch (2.6) loading it compiles an extension of torch, for a minute. What is
+        # begun later has less time than that: a kernel would be taken for one that hangs.
+        importlib.import_module("tvm_ffi")
         run = Run(bundle, job.place, job.settings, job.history, connection.send)
-        run.all(job.seconds, job.tuning_seconds)
+        run.all(*job.time_left())
     except Exception as error:
         is_known = isinstance(error, (DeviceLostError, CuteFAError))
         connection.send(Lost(str(error) if is_known else traceback.format_exc()))
@@ -143,8 +163,8 @@ class Watch:
     def _one_process(self) -> str | None:
         """What ended a process before its work was done, or None."""
         now = time.monotonic()
-        job = replace(self._job, seconds=max(0.0, self._end - now))
-        if self._is_tuning:
+        job = replace(self._job, seconds=max(0.0, self._end - now), since=now)
+        if job.is_tuning:
             job = replace(job, tuning_seconds=max(0.0, self._tuning_end - now))
         ours, theirs = self._context.Pipe(duplex=False)
         process = self._context.Process(target=self._target, args=(theirs, job), daemon=True)
@@ -185,13 +205,8 @@ class Watch:
                 self._report.take(event)
                 self._changed()
 
-    @property
-    def _is_tuning(self) -> bool:
-        is_checked = self._job.history.sections >= {name for name, _ in SHARES}
-        return is_checked and self._job.settings.tuning
-
     def _time_left(self) -> float:
-        end = self._tuning_end if self._is_tuning else self._end
+        end = self._tuning_end if self._job.is_tuning else self._end
         return end + GRACE - time.monotonic()
 
     def _announce(self, event: Begins) -> None:

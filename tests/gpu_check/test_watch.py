@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from cute_fa.gpu_check import run, watch
-from cute_fa.gpu_check.events import History
+from cute_fa.gpu_check.events import Finished, History, Lost
 from cute_fa.gpu_check.place import Place
 from cute_fa.gpu_check.report import Report
 from cute_fa.gpu_check.sections import Settings
@@ -111,10 +115,60 @@ def test_tuning_has_its_own_time() -> None:
 
 
 def test_tuning_alone_has_its_time_from_the_beginning() -> None:
-    history = History(frozenset({"agreement", "correctness", "repeats", "benchmark"}))
-    report, _ = watched(processes.tunes, seconds=0.0, tuning=1000.0, history=history)
+    report, _ = watched(processes.tunes, seconds=0.0, tuning=1000.0, history=CHECKED)
     assert report.is_complete and [choice.kernel for choice in report.choices] == ["k8"]
     assert report.outcomes == []
+
+
+CHECKED = History(frozenset({"agreement", "correctness", "repeats", "benchmark"}))
+
+
+def worked(
+    monkeypatch: pytest.MonkeyPatch, all_of_it: Callable[..., None], **changes: Any
+) -> list[Any]:
+    """What ``watch.work`` tells, with ``all_of_it`` in the place of what a run does."""
+    monkeypatch.setattr(watch.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(watch, "load_bundle", lambda folder: None)
+    monkeypatch.setattr(watch, "Run", lambda *_: SimpleNamespace(all=all_of_it))
+    job: dict[str, Any] = {
+        "history": History(),
+        "seconds": 100.0,
+        "tuning_seconds": 50.0,
+        **changes,
+    }
+    place = Place("cpu", get_target("sm_80"))
+    told: list[Any] = []
+    connection: Any = SimpleNamespace(send=told.append)
+    watch.work(connection, Job(Path("nowhere"), place, Settings(tuning=True), **job))
+    return told
+
+
+def test_what_takes_long_to_load_is_loaded_before_anything_is_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[Any] = []
+    monkeypatch.setitem(sys.modules, "tvm_ffi", None)  # whoever asks for it now fails
+    [lost] = worked(monkeypatch, lambda *seconds: begun.append(seconds))
+    assert isinstance(lost, Lost) and "tvm_ffi" in lost.why and not begun
+
+
+@pytest.mark.parametrize(
+    ("history", "left"),
+    [(History(), (60.0, 50.0)), (CHECKED, (100.0, 10.0))],
+    ids=["checks", "tuning"],
+)
+def test_the_time_that_it_takes_to_start_is_part_of_a_run(
+    monkeypatch: pytest.MonkeyPatch, history: History, left: tuple[float, float]
+) -> None:
+    """Who watches counts from there, and ends what goes on for longer."""
+    given: list[float] = []
+
+    def all_of_it(*seconds: float) -> None:
+        given.extend(seconds)
+
+    since = time.monotonic() - 40.0
+    [finished] = worked(monkeypatch, all_of_it, history=history, since=since)
+    assert isinstance(finished, Finished) and given == pytest.approx(left, abs=5.0)
 
 
 INTERRUPTED = """
