@@ -46,9 +46,29 @@ class Descales(NamedTuple):
 NO_DESCALES = Descales()
 
 
-def ones(batch: int, heads_k: int, device: torch.device) -> Tensor:
-    """What a kernel takes for descales that are left out: (B, Hk) in the memory of one."""
-    return torch.ones(1, 1, device=device).expand(batch, heads_k)
+_one_on: dict[torch.device, Tensor] = {}
+
+
+def ones(batch: int, heads_k: int, device: torch.device, *, is_kept: bool = False) -> Tensor:
+    """What a kernel takes for descales that are left out: (B, Hk) in the memory of one.
+
+    Args:
+        is_kept: for later calls too, which may be in other streams: so that the 1 is there for all
+            of them, it is waited for, once for each GPU. Not while a graph is captured, which only
+            writes down that there will be a 1 when it is replayed.
+    """
+    one = _one_on.get(device)
+    if one is None:
+        one = torch.ones(1, 1, device=device)
+        if is_kept and device.type == "cuda" and not is_capturing():
+            torch.cuda.current_stream(device).synchronize()
+            _one_on[device] = one
+    return one.expand(batch, heads_k)
+
+
+def is_capturing() -> bool:
+    """Whether torch's current stream writes down what is launched, for a CUDA graph."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def as_arguments(more: More, ones: Tensor) -> More:

@@ -77,19 +77,24 @@ def forward(
         plans.latest.launches = ()
         out, lse = empty_outputs(q, v)
         return out.zero_(), lse.fill_(-math.inf)
-    plan = make_plan(q, v, call, device)
+    # What is made while a graph is captured may hold memory that nothing has been written to.
+    is_kept = key is not None and call.backend == "cuda" and not descales.is_capturing()
+    plan = make_plan(q, v, call, device, is_kept=is_kept)
     inputs = [_with_legal_strides(x) for x in (q, k, v)]
     results = plan.run(inputs[0], inputs[1], inputs[2], more)
-    if call.backend == "cuda" and all(x is y for x, y in zip(inputs, (q, k, v), strict=True)):
+    if is_kept and all(x is y for x, y in zip(inputs, (q, k, v), strict=True)):
         plans.remember(key, plan)
     return results
 
 
-def make_plan(q: Tensor, v: Tensor, call: Call, device: Device | None = None) -> plans.Plan:
+def make_plan(
+    q: Tensor, v: Tensor, call: Call, device: Device | None = None, *, is_kept: bool = False
+) -> plans.Plan:
     """How to launch a checked call that computes something.
 
     Args:
         device: the simulated device to run on; None makes one for the call's architecture.
+        is_kept: whether later calls may be launched by it, too.
     """
     kernel, padded = kernel_of(call), call.padded
     rows = q.shape[-3]
@@ -98,7 +103,10 @@ def make_plan(q: Tensor, v: Tensor, call: Call, device: Device | None = None) ->
         kinds.append((w.shape, getattr(torch, w.dtype)))
     outputs = tuple(plans.contiguous(shape, dtype) for shape, dtype in kinds)
     is_packed, scalars = isinstance(call.problem, VarlenProblem), _scalars(padded)
-    convert = _with_descales(padded, is_packed, q.device) if q.dtype.itemsize == 1 else None
+    convert = None
+    if q.dtype.itemsize == 1:
+        ones = descales.ones(padded.batch, padded.heads_k, q.device, is_kept=is_kept)
+        convert = _with_descales(is_packed, ones)
     # How many rows of queries the longest of packed sequences has at most.
     last = (min(padded.seqlen_q, rows),) if is_packed else ()
     if call.backend == "cuda":
@@ -115,11 +123,8 @@ def make_plan(q: Tensor, v: Tensor, call: Call, device: Device | None = None) ->
     return plans.Plan(simulate, outputs, scalars, None, convert, last, prepare)
 
 
-def _with_descales(
-    padded: AttentionProblem, is_packed: bool, device: torch.device
-) -> Callable[[plans.More], plans.More]:
+def _with_descales(is_packed: bool, ones: Tensor) -> Callable[[plans.More], plans.More]:
     """What puts three descales before the lengths, as kernels for FP8 inputs take them."""
-    ones = descales.ones(padded.batch, padded.heads_k, device)
     if is_packed:
         return lambda more: (*descales.as_arguments(more[4:], ones), *more[:4])
     return lambda more: descales.as_arguments(more, ones)

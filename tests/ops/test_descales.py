@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import cute_fa
 from cute_fa.errors import InvalidArgumentError, InvalidTypeError, UnsupportedError
+from cute_fa.ops import descales as descales_module
 from cute_fa.ops.checks import Options, check_call
 from cute_fa.ops.descales import Descales, as_arguments, check_values
 from cute_fa.ops.descales import ones as left_out
@@ -28,6 +31,30 @@ def ones(*shape: int) -> torch.Tensor:
 
 
 BLOCKS = Descales(ones(2, 2, 2), ones(2, 2, 3), ones(2, 2, 3))
+
+
+def test_what_later_calls_use_is_there_in_every_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream does not wait for what another has been told to write."""
+    device, is_capturing, waited = torch.device("cuda", 0), False, []
+    memory = torch.ones(1, 1)
+    stream = SimpleNamespace(synchronize=lambda: waited.append(device))
+    monkeypatch.setattr(descales_module, "_one_on", {})
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: memory.clone())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: is_capturing)
+    for_now = left_out(2, 3, device)  # by this call and in its stream alone
+    is_capturing = True
+    captured = left_out(2, 3, device, is_kept=True)
+    assert waited == []
+    is_capturing = False
+    kept = [left_out(2, heads, device, is_kept=True) for heads in (3, 4)]
+    assert waited == [device]
+    is_capturing = True
+    later = left_out(5, 3, device, is_kept=True)
+    assert len({x.data_ptr() for x in (*kept, later)}) == 1 and waited == [device]
+    assert len({x.data_ptr() for x in (for_now, captured, later)}) == 3
+    assert later.shape == (5, 3) and bool((later == 1.0).all())
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,26 @@ def test_fp8_with_and_without_descales(gpu: Gpu, by_block: bool) -> None:
         cute_fa.flash_attn_func(*tensors, **{**scales, "v_descale": torch.ones(1, 3)})
 
 
+def test_what_is_made_while_a_graph_is_captured_is_not_kept(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing has run by then: what stands for descales that are left out is not 1 yet."""
+    is_capturing = True
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: is_capturing)
+    fp8 = tuple(x.to(torch.float8_e4m3fn) for x in qkv())
+    for tensors in (fp8, qkv()):
+        gpu.checked, is_capturing = 0, True
+        for _ in range(2):
+            cute_fa.flash_attn_func(*tensors)
+        is_capturing = False
+        for _ in range(2):
+            cute_fa.flash_attn_func(*tensors)
+        is_capturing = True
+        cute_fa.flash_attn_func(*tensors)  # what was made before is used there
+        assert gpu.checked == 3
+
+
 def test_descales_have_no_gradient_either(gpu: Gpu) -> None:
     tensors = tuple(x.to(torch.float8_e4m3fn) for x in qkv())
     plain, learnt = torch.ones(1, 2), torch.ones(1, 2, requires_grad=True)
