@@ -33,7 +33,7 @@ from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from cute_fa.errors import CuteFAError, LaunchError
+from cute_fa.errors import CuteFAError, LaunchError, MissingToolError
 from cute_fa.ops.guards import Guard, guard_of
 from cute_fa.target import Target
 
@@ -88,6 +88,7 @@ class Plan:
 
         Raises:
             LaunchError: CUDA refused.
+            MissingToolError: an older torch hands out no FP8 tensors without an extension.
         """
         latest.launches = ()
         device = self.device
@@ -112,12 +113,23 @@ class Plan:
 
 # As the DSL's runtime says what CUDA refused.
 _CUDA_ERROR = re.compile(r"(?:CUDA Error Code: |cudaError)(\d+)")
+# As torch 2.6 says it, whose tensors TVM-FFI hands on by way of Python if it could not compile the
+# extension that it brings for such versions.
+_NO_FP8 = "float8 types are not supported by dlpack"
 
 
-def _in_words(error: RuntimeError) -> LaunchError | None:
-    """What a launch raised, with what CUDA means by its number; None if CUDA did not refuse."""
+def _in_words(error: RuntimeError) -> CuteFAError | None:
+    """What a launch raised, with what CUDA means by its number; None for anything else."""
+    if isinstance(error, CuteFAError):
+        return None
+    if _NO_FP8 in str(error):
+        return MissingToolError(
+            "this torch hands no FP8 tensors to compiled code by itself",
+            got=f"torch {torch.__version__}: {_NO_FP8}",
+            fix="pip install torch-c-dlpack-ext, or a newer torch (2.11 needs nothing)",
+        )
     code = _CUDA_ERROR.search(str(error))
-    if code is None or isinstance(error, CuteFAError):
+    if code is None:
         return None
     name = f"CUDA Error Code: {code[1]}"
     with contextlib.suppress(AttributeError, ValueError):  # a torch without CUDA, an unknown number

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from cute_fa.errors import LaunchError
+from cute_fa.errors import LaunchError, MissingToolError
 from cute_fa.ops import launch, plans, sources
 from cute_fa.ops.checks import Call
 from cute_fa.problem import AttentionProblem
@@ -206,7 +206,7 @@ def test_a_call_on_a_gpu_is_remembered(kernel):
         plans.forget()
 
 
-def test_what_cuda_refuses_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise RuntimeError("CUDA Error Code: 719")
 
@@ -220,6 +220,12 @@ def test_what_cuda_refuses_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "CudaError", lambda code: f"unspecified failure ({code})")
     with pytest.raises(LaunchError, match=r"719, unspecified failure \(719\)"):
         plan(refuse).run(*tensors)
+
+    def hands_out_no_fp8(*_: Any) -> None:
+        raise RuntimeError("float8 types are not supported by dlpack")
+
+    with pytest.raises(MissingToolError, match="torch-c-dlpack-ext"):
+        plan(hands_out_no_fp8).run(*tensors)
 
     def fail(*_: Any) -> None:
         raise RuntimeError("something else")
