@@ -277,9 +277,15 @@ def tile_schedule(
     heads = mQ.shape[-2] // plan.packed_group
     heads_per_kv = heads // mK.shape[-2]
     is_packed = isinstance(launched, PackedSequences)
-    longest = cute.ceil_div(launched.max_seqlen_q, rows) * batch
-    # A sequence of n rows has at most ⌊n / rows⌋ + 1 tiles, and no more than the longest has.
-    tiles = cutlass.min(mQ.shape[0] // rows + batch, longest) if is_packed else longest
+    longest = cute.ceil_div(launched.max_seqlen_q, rows)
+    if is_packed:
+        # A sequence of n rows has at most ⌊n / rows⌋ + 1 tiles, and no more than the longest has.
+        # The second bound is of rows that need not exist: it may not fit into 32 bits.
+        bound = cutlass.Int64(longest) * cutlass.Int64(batch)
+        most = cutlass.Int64(mQ.shape[0] // rows + batch)
+        tiles = cutlass.Int32(cutlass.min(most, bound))
+    else:
+        tiles = longest * batch
     tiles = tiles * heads
     sms = cutlass.Int32(0)
     if plan.is_persistent:
@@ -293,7 +299,8 @@ def tile_schedule(
     elif plan.has_long_last_tiles:
         all_heads = heads * batch
         fitting = L2_SECTION_BYTES // plan.key_bytes // cutlass.max(mK.shape[1], 1)
-        fitting = cutlass.max(fitting, 1) * heads_per_kv
+        # Of few keys, more fit than there are, and maybe more than 32 bits count.
+        fitting = cutlass.min(cutlass.max(fitting, 1), batch * mK.shape[-2]) * heads_per_kv
         is_balanced = (all_heads <= fitting) | (all_heads <= sms // 2)
         cut = cute.ceil_div(all_heads, cute.ceil_div(all_heads, fitting))
         width = cutlass.Int32(cutlass.select_(is_balanced, all_heads, cut))

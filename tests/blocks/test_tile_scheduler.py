@@ -185,6 +185,33 @@ def test_packed_sequences(name, group, is_persistent):
     assert len(set(tiles)) == len(tiles) == len(schedule.tiles)
 
 
+def test_many_heads_of_one_key():
+    """L2 would hold 2^17 such K and V; times 2^14 heads of Q each, that is 2^31."""
+    heads, sms = 1 << 14, 132
+    problem = AttentionProblem(
+        *(1, 1, 1, heads, 1, HEAD_DIM, HEAD_DIM, "float16"),
+        causal=True,
+    )
+    q, k = (torch.empty(1, 1, h, HEAD_DIM, dtype=torch.float16) for h in (heads, 1))
+    got = _device_lists(Plan(), sms, q, k)
+    assert got == _expected(dense_schedule(problem, Plan(), sms))
+    assert len(got) == sms and sum(map(len, got)) == heads
+
+
+def test_the_bound_on_packed_lengths_may_be_large():
+    """As many sequences of the longest length as there are would have 2.2e9 tiles."""
+    count, length, longest, sms = 207, 5, 2_000_000_000, 3
+    plan = Plan(is_varlen=True)
+    base = AttentionProblem(1, length, 7, 1, 1, HEAD_DIM, HEAD_DIM, "float16", causal=True)
+    schedule = packed_schedule([base] * count, count * length, longest, plan, sms)
+    borders = torch.arange(0, count * length + 1, length, dtype=torch.int32)
+    q = torch.empty(count * length, 1, HEAD_DIM, dtype=torch.float16)
+    k = torch.empty(7, 1, HEAD_DIM, dtype=torch.float16)
+    got = _device_lists(plan, sms, q, k, borders, borders, None, None, longest)
+    assert got == _expected(schedule)
+    assert sum(map(len, got)) == count
+
+
 # -- what schedules cost: the figures of FA3's README
 
 SHAPES = [(512, 32), (1024, 16), (2048, 8), (4096, 4), (8192, 2), (16384, 1)]
