@@ -83,9 +83,9 @@ def differing(a: Tensor, b: Tensor) -> int:
 def repeats(
     kernels: Sequence[BundleKernel], place: Place, *, times: int = 50, tiny: bool = False
 ) -> Iterator[Check]:
-    """Each kernel ``times`` times on its last, largest problem: every bit must be the same."""
+    """Each kernel ``times`` times on its largest problem: every bit must be the same."""
     for kernel in kernels:
-        case = list(grid(kernel.variant, tiny=tiny))[-1]
+        case = [case for case in grid(kernel.variant, tiny=tiny) if not case.has_views][-1]
         make = functools.partial(repeat, kernel, place, case, times)
         yield Check("repeats", f"{title(kernel)}: {case.name}", kernel, make)
 

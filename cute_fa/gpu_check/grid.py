@@ -18,8 +18,9 @@ from cute_fa.testing.inputs import (
     Inputs,
     extreme_inputs,
     index_coded_inputs,
-    make_inputs,
+    normal_inputs,
     one_hot_inputs,
+    place,
     quantized_inputs,
 )
 from cute_fa.varlen import Packing, VarlenProblem
@@ -34,6 +35,14 @@ FULL = (
     (1, 300, 150, 2, 3),
     (1, 777, 1030, 2, 2),
 )
+# How q, k and v lie in memory where they are no tensors of their own: parts of one projection; each
+# in its own order; slices of larger ones; K and V repeated by a stride of 0.
+VIEWS = (
+    ("packed", "packed", "packed"),
+    ("heads_first", "sequence_first", "sliced"),
+    ("sliced", "same_heads", "same_batch"),
+)
+OF_VIEWS = (2, 150, 290, 2, 2)
 TINY = ((1, 33, 49, 1, 2),)
 TINY_BLOCKS = ((1, 33, BLOCK_ROWS + 3, 1, 2),)
 # Lengths of q and k of each packed sequence; an empty one, one without keys, one without queries.
@@ -55,10 +64,16 @@ class GridInputs(NamedTuple):
     expected: Tensor | None
 
     def to(self, device: str) -> GridInputs:
-        """The same there, the expected output left where it is."""
-        q, k, v = (x.to(device) for x in (self.q, self.k, self.v))
+        """The same there, with the same strides; the expected output left where it is."""
+        q, k, v = (_moved(x, device) for x in (self.q, self.k, self.v))
         descales = Descales(*(None if x is None else x.to(device) for x in self.descales))
         return GridInputs(q, k, v, descales, self.expected)
+
+
+def _moved(x: Tensor, device: str) -> Tensor:
+    """``x`` and what lies between its rows; ``Tensor.to`` would close the gaps."""
+    storage = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
+    return storage.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,11 @@ class GridCase:
         return self.kind in ("index", "extreme")
 
     @property
+    def has_views(self) -> bool:
+        """Whether q, k and v do not lie densely in memory."""
+        return self.case.layouts in VIEWS
+
+    @property
     def name(self) -> str:
         return f"{self.case.name}, {self.kind}"
 
@@ -88,10 +108,19 @@ class GridCase:
         """On the CPU, the same every time."""
         if self.kind == "quantized":
             made = quantized_inputs(self.case.problem, seed=self.case.seed, by_block=self.by_block)
-            return GridInputs(*made[:3], Descales(*made[3:]), None)
+            return GridInputs(*self._placed(*made[:3]), Descales(*made[3:]), None)
         inputs = _KINDS[self.kind](self.case)
         descales = self._ones() if self.by_block else Descales()
-        return GridInputs(inputs.q, inputs.k, inputs.v, descales, inputs.expected)
+        return GridInputs(*self._placed(*inputs[:3]), descales, inputs.expected)
+
+    def _placed(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The case's layouts, whose strides of 0 change values."""
+        is_packed = isinstance(self.case.problem, VarlenProblem)
+        q, k, v = (
+            place(x[None], layout)[0] if is_packed else place(x, layout)
+            for x, layout in zip((q, k, v), self.case.layouts, strict=True)
+        )
+        return q, k, v
 
     def _ones(self) -> Descales:
         """1 for every block of rows."""
@@ -102,7 +131,7 @@ class GridCase:
 
 
 _KINDS: dict[str, Callable[[Case], Inputs]] = {
-    "normal": make_inputs,
+    "normal": lambda case: normal_inputs(case.problem, seed=case.seed),
     "one hot": lambda case: one_hot_inputs(case.problem, seed=case.seed),
     "index": lambda case: index_coded_inputs(case.problem, seed=case.seed),
     "extreme": lambda case: extreme_inputs(case.problem, magnitude=EXTREME),
@@ -110,7 +139,8 @@ _KINDS: dict[str, Callable[[Case], Inputs]] = {
 
 
 def grid(variant: KernelVariant, *, tiny: bool = False) -> Iterator[GridCase]:
-    """Every problem of the variant with normal inputs, and the first ones with structured inputs.
+    """Every problem of the variant with normal inputs, and the first ones with structured inputs;
+    last, a problem whose inputs are views.
 
     Args:
         tiny: one small problem, for the simulator.
@@ -118,12 +148,19 @@ def grid(variant: KernelVariant, *, tiny: bool = False) -> Iterator[GridCase]:
     is_fp8 = DTYPE_BYTES[variant.dtype] == 1
     usual = ("quantized",) if is_fp8 else ("normal",)
     structured = [kind for kind in _KINDS if kind not in usual]
-    for number, (name, problem) in enumerate(_problems(variant, tiny)):
+    problems = list(_problems(variant, tiny))
+    for number, (name, problem) in enumerate(problems):
         case = Case(name, problem, seed=100 + number)
         for kind in (*structured, *usual) if number < 2 else usual:
             candidate = GridCase(case, kind, variant.has_block_descales)
             if _is_possible(candidate):
                 yield candidate
+    if tiny:
+        return
+    name, problem = problems[-1] if variant.is_varlen else _dense(variant, OF_VIEWS)
+    for layouts in VIEWS:
+        case = Case(f"{name}, {', '.join(layouts)}", problem, seed=100, layouts=layouts)
+        yield GridCase(case, usual[0], variant.has_block_descales)
 
 
 def _is_possible(candidate: GridCase) -> bool:
@@ -133,7 +170,7 @@ def _is_possible(candidate: GridCase) -> bool:
     p = problem.padded if isinstance(problem, VarlenProblem) else problem
     small = replace(p, batch=1, seqlen_q=1, heads_q=1, heads_k=1)
     try:
-        _KINDS.get(candidate.kind, make_inputs)(Case("", small))
+        _KINDS.get(candidate.kind, _KINDS["normal"])(Case("", small))
     except UnsupportedError:
         return False
     return True
@@ -159,11 +196,19 @@ def _problems(
         )
         return
     few = TINY_BLOCKS if variant.has_block_descales else TINY
-    for batch, seqlen_q, seqlen_k, heads_k, group in few if tiny else FULL:
-        if variant.packed_group > 1:
-            group = variant.packed_group
-        name = f"b{batch} s{seqlen_q}×{seqlen_k} h{heads_k * group}/{heads_k}"
-        yield name, dense_problem(variant, batch, seqlen_q, seqlen_k, heads_k, group)
+    for sizes in few if tiny else FULL:
+        yield _dense(variant, sizes)
+
+
+def _dense(
+    variant: KernelVariant, sizes: tuple[int, int, int, int, int]
+) -> tuple[str, AttentionProblem]:
+    """A problem with its name, of ``sizes`` as ``FULL`` has them."""
+    batch, seqlen_q, seqlen_k, heads_k, group = sizes
+    if variant.packed_group > 1:
+        group = variant.packed_group
+    name = f"b{batch} s{seqlen_q}×{seqlen_k} h{heads_k * group}/{heads_k}"
+    return name, dense_problem(variant, batch, seqlen_q, seqlen_k, heads_k, group)
 
 
 def dense_problem(

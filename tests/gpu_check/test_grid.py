@@ -56,3 +56,19 @@ def test_fp8_has_descales_as_its_variant_wants(is_varlen: bool, tiny: bool) -> N
                 blocks.add(inputs.descales.k.shape[2])
         if variant.has_block_descales:
             assert max(blocks) > 1, f"more keys than {BLOCK_ROWS}"
+
+
+@pytest.mark.parametrize("is_varlen", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+def test_views_stay_views_where_they_are_taken(dtype: str, is_varlen: bool) -> None:
+    """Gaps, other orders and strides of 0 reach the device: ``Tensor.to`` closes gaps."""
+    cases = [c for c in grid(KernelVariant(dtype, 64, 64, is_varlen=is_varlen)) if c.has_views]
+    repeated = 0
+    for case in cases:
+        here = case.inputs()
+        there = here.to("meta")
+        for x, y in zip(here[:3], there[:3], strict=True):
+            assert (y.shape, y.stride(), y.device.type) == (x.shape, x.stride(), "meta")
+            repeated += 0 in x.stride()
+        assert not all(x.is_contiguous() for x in here[:3])
+    assert len(cases) == 3 and repeated == (1 if is_varlen else 2)
