@@ -30,6 +30,7 @@ KEY_BLOCK = 32
 DIM_BLOCK = 16
 MATRIX_ROWS = 8
 MATRIX_PAIRS = 8  # a row of ldmatrix and stmatrix: 8 elements of 16 bits
+STEPS_IN_FLIGHT = 2
 EVEN_BYTES, ODD_BYTES = 0x6420, 0x7531  # selectors of prmt: of two registers, every other byte
 
 
@@ -73,18 +74,35 @@ def transpose_bytes(
     num_keys, num_pairs = cute.size(sV, mode=[0]), cute.size(sV, mode=[1])
     source = _Chunks.of(sV, lane, part)
     target = _Chunks.of(sVt, DIM_BLOCK * part + dim, matrix // 2)
-    loaded = cute.make_rmem_tensor(MATRIX_PAIRS, sV.element_type)
-    turned = cute.make_rmem_tensor(MATRIX_PAIRS, sV.element_type)
-    for dim_block in cutlass.range_constexpr(0, 2 * num_pairs // DIM_BLOCK, parts):
-        for key_block in cutlass.range_constexpr(num_keys // KEY_BLOCK):
-            cute.copy(load, source.moved(KEY_BLOCK * key_block, dim_block), loaded)
-            words = cute.recast_tensor(loaded, cutlass.Int32)
-            out = cute.recast_tensor(turned, cutlass.Int32)
-            for half in cutlass.range_constexpr(2):
-                low, high = words[2 * half], words[2 * half + 1]
-                out[2 * half] = cutlass.Int32(cute.arch.prmt(low, high, selector))
-                out[2 * half + 1] = cutlass.Int32(cute.arch.prmt(low, high, other))
-            cute.copy(store, turned, target.moved(DIM_BLOCK * dim_block, 2 * key_block))
+    steps = [
+        (key_block, dim_block)
+        for dim_block in range(0, 2 * num_pairs // DIM_BLOCK, parts)
+        for key_block in range(num_keys // KEY_BLOCK)
+    ]
+    for first in cutlass.range_constexpr(0, len(steps), STEPS_IN_FLIGHT):
+        some = steps[first : first + STEPS_IN_FLIGHT]
+        _take_steps(some, (load, source), (store, target), (selector, other))
+
+
+def _take_steps(
+    steps: list[tuple[int, int]],  # (block of keys, block of dims)
+    load: tuple[cute.CopyAtom, _Chunks],
+    store: tuple[cute.CopyAtom, _Chunks],
+    selectors: tuple[cutlass.Int32, cutlass.Int32],
+) -> None:
+    """All loads, then all that follows: ptxas keeps the order of loads and stores that might be of
+    one address, and a warp that issues in order would wait for each load by itself."""
+    dtype = load[1].dtype
+    matrices = [cute.make_rmem_tensor(MATRIX_PAIRS, dtype) for _ in steps]
+    for (keys, dims), matrix in zip(steps, matrices, strict=True):
+        cute.copy(load[0], load[1].moved(KEY_BLOCK * keys, dims), matrix)
+    for (keys, dims), matrix in zip(steps, matrices, strict=True):
+        words = cute.recast_tensor(matrix, cutlass.Int32)
+        for half in range(2):
+            pair = words[2 * half], words[2 * half + 1]
+            for n, selector in enumerate(selectors):
+                words[2 * half + n] = cutlass.Int32(cute.arch.prmt(*pair, selector))
+        cute.copy(store[0], matrix, store[1].moved(DIM_BLOCK * dims, 2 * keys))
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ def load(cta: Cta):
 @cute.jit
 def _load_tile(cta: Cta, tile: StripedTile) -> Uses:
     """Q, and K and V from right to left in the consumers' order of need: K for S = QKᵀ, then V of
-    the block before it for O += PV.
+    the block before it for O += PV. V of fp8 inputs goes before its own block's K: TRANSPOSE has to
+    turn it first.
 
     The first K goes before Q, whose strips may have to wait until the last tile's O has left them.
     """
@@ -42,11 +43,18 @@ def _load_tile(cta: Cta, tile: StripedTile) -> Uses:
     for w in cutlass.range_constexpr(cfg.num_consumers):
         dst, src = transfers.q.tile(cta.sQ, queries, tile.head, tile.strip(cta, w))
         _fill(transfers.q.atom, cta.pipe_q, tile.use_of_q(cta, w), src, dst)
-    for n in cutlass.range(first + 1, stop, unroll=1):
-        _load_block(cta.pipe_k, transfers.k, cta.sK, keys, tile, n)
-        _load_block(cta.pipe_v, transfers.v, cta.sV, keys, tile, n - 1)
-    if first < stop:
-        _load_block(cta.pipe_v, transfers.v, cta.sV, keys, tile, stop - 1)
+    if cutlass.const_expr(cfg.is_fp8):
+        if first < stop:
+            _load_block(cta.pipe_v, transfers.v, cta.sV, keys, tile, first)
+        for n in cutlass.range(first + 1, stop, unroll=1):
+            _load_block(cta.pipe_v, transfers.v, cta.sV, keys, tile, n)
+            _load_block(cta.pipe_k, transfers.k, cta.sK, keys, tile, n)
+    else:
+        for n in cutlass.range(first + 1, stop, unroll=1):
+            _load_block(cta.pipe_k, transfers.k, cta.sK, keys, tile, n)
+            _load_block(cta.pipe_v, transfers.v, cta.sV, keys, tile, n - 1)
+        if first < stop:
+            _load_block(cta.pipe_v, transfers.v, cta.sV, keys, tile, stop - 1)
     return tile.uses_after
 
 

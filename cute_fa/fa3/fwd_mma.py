@@ -194,7 +194,7 @@ def _first_block(strip: Strip, n: cutlass.Int32):
     acc_S = _begin_scores(strip, n)
     _pass_turn(strip.owner)
     warpgroup.wait_group(0)
-    cta.pipe_k.release(n)
+    _release_k(strip, n)
     _softmax(strip, acc_S, n, is_masked=True)
     _keep_p(strip, acc_S)
     cta.pipe_pv.wait(n)
@@ -209,7 +209,7 @@ def _next_block(strip: Strip, n: cutlass.Int32, is_masked: cutlass.Constexpr):
     _issue_pv(strip, n - 1)
     _pass_turn(strip.owner)
     warpgroup.wait_group(1)
-    cta.pipe_k.release(n)
+    _release_k(strip, n)
     rescale = _softmax(strip, acc_S, n, is_masked)
     # PERF(SASS): the next product's V is awaited here, and not where it is used, because ptxas
     # hoists the wait for this product above all of the softmax unless a branch stands between.
@@ -242,6 +242,15 @@ def _begin_scores(strip: Strip, n: cutlass.Int32) -> cute.Tensor:
     k = owner.tSrK[None, None, None, owner.cta.pipe_k.slot(n)]
     gemm(owner.mma_qk, acc_S, owner.tSrQ, k, accumulate=False)
     return acc_S
+
+
+def _release_k(strip: Strip, n: cutlass.Int32) -> None:
+    """K of use ``n`` has been read; LOAD hears of it before the softmax begins."""
+    cta = strip.owner.cta
+    cta.pipe_k.release(n)
+    # PERF(SASS): ptxas sinks the arrival into the softmax, often to its end, unless a branch stands
+    # between: this wait, which is over before it begins, because the tile still holds its Q.
+    cta.pipe_q.wait(strip.tile.use_of_q(cta, strip.owner.number))
 
 
 def _issue_pv(strip: Strip, n: cutlass.Int32) -> None:

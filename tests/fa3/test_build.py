@@ -120,12 +120,22 @@ def test_fp8_products_take_keys_as_they_come():
     assert ptx.count("shfl.sync.bfly") == rows * 2 * (softmaxes + 1)
     assert ptx.count("shfl.sync.idx") == ptx.count("shfl.sync") - ptx.count("shfl.sync.bfly") == 4
     assert ptx.count("cvt.rn.satfinite.e4m3x2.f32") == softmaxes * config.tile_n // 4
+    # Loads of V do not wait for one another: a warp issues in order.
+    under_way = re.findall(r"LDSM|STSM", compiled.sass)[: 2 * turned]
+    assert under_way == ["LDSM", "LDSM", "STSM", "STSM"] * (turned // 2)
 
 
 def _events(sass: str) -> list[str]:
-    """wgmma waits and exponentials of a kernel, in order."""
-    names = {"gsb0, 0x1": "wait 1", "gsb0, 0x0": "wait 0", "MUFU.EX2": "ex2"}
-    found = re.findall(r"WARPGROUP\.DEPBAR\.LE (gsb0, 0x[01])|(MUFU\.EX2)|([HQ]GMMA)", sass)
+    """wgmma waits, exponentials and arrivals of a kernel, in order."""
+    names = {
+        "gsb0, 0x1": "wait 1",
+        "gsb0, 0x0": "wait 0",
+        "MUFU.EX2": "ex2",
+        "SYNCS.ARRIVE": "arrive",
+    }
+    found = re.findall(
+        r"WARPGROUP\.DEPBAR\.LE (gsb0, 0x[01])|(MUFU\.EX2)|(SYNCS\.ARRIVE)|([HQ]GMMA)", sass
+    )
     return [names.get("".join(match), "gemm") for match in found]
 
 
@@ -137,7 +147,8 @@ def _events(sass: str) -> list[str]:
     ],
 )
 def test_softmax_runs_while_pv_is_in_flight(head_dim, mask, bodies):
-    """In every loop body all exponentials stand between the two waits, in the machine code."""
+    """In every loop body all exponentials stand between the two waits, in the machine code, and
+    behind the word that K has been read."""
     try:
         find_tool("nvdisasm")
     except MissingToolError as error:
@@ -153,5 +164,6 @@ def test_softmax_runs_while_pv_is_in_flight(head_dim, mask, bodies):
     assert len(starts) == bodies
     for start in starts:
         stop = events.index("wait 0", start)
-        assert events[start + 1 : stop] == ["ex2"] * (compiled.config.tile_n // 2 + 2)
+        exponentials = ["ex2"] * (compiled.config.tile_n // 2 + 2)
+        assert events[start + 1 : stop] == ["arrive", *exponentials]
     assert events.count("ex2") == (1 + bodies) * (compiled.config.tile_n // 2 + 2)

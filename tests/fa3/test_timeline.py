@@ -5,6 +5,7 @@ What is asserted is the schedule's shape, which the constants of the model hardl
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from cute_fa import fa3
 from cute_fa.bench.model import model_forward
 from cute_fa.problem import AttentionProblem
-from cute_fa.sim.timeline import overlap
+from cute_fa.sim.timeline import overlap, replay
 from tests.timelines import of, steady_lanes, words
 
 SVG = Path(fa3.__file__).with_name("timeline.svg")
@@ -47,6 +48,16 @@ def test_the_consumers_alternate(lanes):
     turns = [name for i, name in enumerate(issuers) if i == 0 or issuers[i - 1] != name]
     assert set(turns) == {"consumer0", "consumer1"}
     assert len(turns) >= 4
+
+
+def test_v_of_fp8_is_there_in_time():
+    """V has to be turned before it is multiplied. That it is asked for before its block's K keeps
+    copies at five eighths of the rate from holding up the products (9 % when it was not)."""
+    problem = AttentionProblem(1, 128, 1920, 1, 1, 128, 128, "float8_e4m3fn")
+    forward = model_forward(problem, "fa3", "sm_90a")
+    slow = replace(forward.timeline.model, copy_bytes=40, copy_latency=800)
+    slowed = replay(forward.launch.trace, forward.ctas, slow).cycles
+    assert slowed < 1.05 * forward.timeline.cycles
 
 
 def test_the_picture_in_the_readme_is_of_this_kernel(forward):
