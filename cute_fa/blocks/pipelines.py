@@ -30,12 +30,15 @@ class Ring:
         stages: slots.
         consumer_warps: warps that release each use; 0 if slots are never used again, which leaves
             the ring without ``empty`` barriers.
+        num_ctas: CTAs of a cluster that fill one another's slots, so that consumer warps of each
+            release each use in all.
     """
 
     name: cutlass.Constexpr
     mbarriers: cute.Pointer
     stages: cutlass.Constexpr
     consumer_warps: cutlass.Constexpr
+    num_ctas: cutlass.Constexpr
 
     def full(self, n) -> cute.Pointer:
         """The mbarrier that says that the tile of use ``n`` is there."""
@@ -63,7 +66,8 @@ class Ring:
         for slot in range(self.stages):
             cute.arch.mbarrier_init(self.mbarriers + slot, producer_arrivals)
             if self.consumer_warps > 0:
-                cute.arch.mbarrier_init(self.mbarriers + self.stages + slot, self.consumer_warps)
+                arrivals = self.consumer_warps * self.num_ctas
+                cute.arch.mbarrier_init(self.mbarriers + self.stages + slot, arrivals)
 
     def _await_empty(self, n) -> None:
         """Until the slot of use ``n`` is free.
@@ -81,8 +85,15 @@ class Ring:
     @cute.jit
     def release(self, n):
         """Consumer warp: its reads of use ``n`` are complete."""
-        with cute.arch.elect_one():
-            cute.arch.mbarrier_arrive(self.empty(n))
+        if cutlass.const_expr(self.num_ctas == 1):
+            with cute.arch.elect_one():
+                cute.arch.mbarrier_arrive(self.empty(n))
+        else:
+            # A lane for each CTA. Nothing is handed over, what was read may be overwritten: CTA
+            # scope, the default, is enough and costs no fence.
+            cta = cute.arch.lane_idx()
+            if cta < self.num_ctas:
+                cute.arch.mbarrier_arrive(self.empty(n), cta)
 
 
 @dataclass(frozen=True)
@@ -167,6 +178,7 @@ def tma_pipe(
     tile_bytes: int,
     consumer_warps: int,
     leads: cutlass.Boolean | None = None,
+    num_ctas: int = 1,
 ) -> TmaPipe:
     """The ring over ``sX`` (rows, columns, stage), checked against what its owner counted on.
 
@@ -183,4 +195,4 @@ def tma_pipe(
             expected=f"{rows} rows · {columns} columns · {sX.element_type.width // 8} bytes = "
             f"{written}",
         )
-    return TmaPipe(name, mbarriers, stages, consumer_warps, tile_bytes, leads)
+    return TmaPipe(name, mbarriers, stages, consumer_warps, num_ctas, tile_bytes, leads)

@@ -267,6 +267,11 @@ class TmaForwardPlan(ForwardPlan):
         return 1
 
     @property
+    def has_multicast(self) -> bool:
+        """Whether each of them holds all of a tile of K and V, and loads a part of it for all."""
+        return False
+
+    @property
     def k_rows(self) -> int:
         """Keys of a tile of K that one of them holds."""
         return self.tile_n // self.num_ctas

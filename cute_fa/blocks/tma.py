@@ -24,7 +24,7 @@ whatever follows a sequence is neither read nor written, and the rows that its t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cutlass
 from cutlass import cute
@@ -85,6 +85,8 @@ class TmaTensor:
         rows, columns: the tile.
         group: query heads in a tile; ``rows`` / ``group`` are its rows of the tensor.
         is_ragged: whether the tensor is packed.
+        cta_mask: of tiles that are copied to the same place in several CTAs of a cluster, a bit for
+            each of these; else 0.
     """
 
     atom: cute.CopyAtom
@@ -93,6 +95,7 @@ class TmaTensor:
     columns: cutlass.Constexpr
     group: cutlass.Constexpr
     is_ragged: cutlass.Constexpr
+    cta_mask: cutlass.Constexpr = 0
 
     def prefetch(self) -> None:
         """Bring the tensor map near; by one thread."""
@@ -126,6 +129,15 @@ class TmaTensor:
             cute.group_modes(cute.make_tensor(coords.iterator, layout), 0, 2),
         )
 
+    def copy(self, src: cute.Tensor, dst: cute.Tensor, full: cute.Pointer) -> None:
+        """Start the copy of a tile, src (TMA,) to dst (TMA,); its bytes count at ``full``, in every
+        CTA that they come to."""
+        if self.cta_mask:
+            mask = cutlass.Int16(self.cta_mask)
+            cute.copy(self.atom, src, dst, tma_bar_ptr=full, mcast_mask=mask)
+        else:
+            cute.copy(self.atom, src, dst, tma_bar_ptr=full)
+
 
 def _rows_mode(group: int, of_head, of_row):
     """The mode of a tile's rows: the head of the group goes fastest, if there is more than one."""
@@ -157,7 +169,12 @@ def _tma_tensor(op, mX: cute.Tensor, rows: int, columns: int, group: int) -> Tma
 
 
 def tma_load(
-    mX: cute.Tensor, rows: int, columns: int, group: int = 1, is_paired: bool = False
+    mX: cute.Tensor,
+    rows: int,
+    columns: int,
+    group: int = 1,
+    is_paired: bool = False,
+    num_receivers: int = 1,
 ) -> TmaTensor:
     """``mX`` (B, S, H, D) or (T, H, D) as a source of tiles; made on the host.
 
@@ -165,7 +182,11 @@ def tma_load(
         rows, columns: the tile; columns ≥ D are padding.
         group: heads that share a tile; it divides ``rows`` and H.
         is_paired: the bytes count at the mbarrier of the leading CTA of a pair (``.cta_group::2``).
+        num_receivers: CTAs of a cluster, all of it, that get each tile.
     """
+    if num_receivers > 1:
+        tensor = _tma_tensor(cpasync.CopyBulkTensorTileG2SMulticastOp(), mX, rows, columns, group)
+        return replace(tensor, cta_mask=(1 << num_receivers) - 1)
     ctas = tcgen05.CtaGroup.TWO if is_paired else tcgen05.CtaGroup.ONE
     return _tma_tensor(cpasync.CopyBulkTensorTileG2SOp(ctas), mX, rows, columns, group)
 

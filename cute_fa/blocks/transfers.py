@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cutlass
 from cutlass import cute
 
+from cute_fa.blocks.copies import shared_tile
 from cute_fa.blocks.fp8 import PAIR, pairs_of
 from cute_fa.blocks.plan import TmaForwardPlan
 from cute_fa.blocks.signature import DTYPES
@@ -20,7 +21,7 @@ class Transfers:
 
     Attributes:
         q, o: in boxes of ``plan.box_rows`` rows, (box, D) and (box, Dv).
-        k, v: in tiles of N keys, (N, D) and (N, Dv), or what each CTA of a cluster holds of them.
+        k, v: in tiles of N keys, (N, D) and (N, Dv), or what each CTA of a cluster loads of them.
     """
 
     q: TmaTensor
@@ -39,11 +40,13 @@ class Transfers:
         """Made on the host."""
         if plan.is_fp8:
             mQ, mK, mV = map(pairs_of, (mQ, mK, mV))
-        is_paired = plan.num_ctas == 2
+        receivers = plan.num_ctas if plan.has_multicast else 1
+        is_paired = plan.num_ctas == 2 and receivers == 1
+        k_columns, v_columns = plan.panel_d // receivers, plan.panel_dv // receivers
         return Transfers(
             q=tma_load(mQ, plan.box_rows, plan.panel_d, plan.packed_group, is_paired),
-            k=tma_load(mK, plan.k_rows, plan.panel_d, is_paired=is_paired),
-            v=tma_load(mV, plan.tile_n, plan.panel_dv, is_paired=is_paired),
+            k=tma_load(mK, plan.k_rows, k_columns, 1, is_paired, receivers),
+            v=tma_load(mV, plan.tile_n, v_columns, 1, is_paired, receivers),
             o=tma_store(mO, plan.box_rows, plan.padded_dv, plan.packed_group),
         )
 
@@ -83,3 +86,14 @@ def allocate_q_and_o(
 
     sQ = boxes(memory_q, plan.panel_d, plan.smem_q_place_bytes)
     return memory_q, sQ, boxes(memory_o, plan.padded_dv, place_o_bytes)
+
+
+def columns_of(
+    rank: cutlass.Int32 | None, memory: cute.Pointer, rows: int, columns: int, stages: int
+) -> cute.Tensor:
+    """What the CTA ``rank`` of a pair loads of the ``shared_tile`` at ``memory``: half of its
+    panels, (rows, columns / 2, stage); None: all of it."""
+    if rank is None:
+        return shared_tile(memory, rows, columns, stages)
+    half, tile = columns // 2, rows * columns
+    return shared_tiles(memory + rank * (rows * half), rows, half, stages, tile)

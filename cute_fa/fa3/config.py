@@ -14,7 +14,7 @@ from cute_fa.blocks.plan import (
     first_row_for,
     group_that_saves_tiles,
 )
-from cute_fa.blocks.tiles import WARPGROUP_THREADS, WARPGROUP_WARPS
+from cute_fa.blocks.tiles import WARPGROUP_THREADS, WARPGROUP_WARPS, panel_columns
 from cute_fa.errors import UnsupportedError
 from cute_fa.problem import AttentionProblem, KernelVariant, is_fp8
 from cute_fa.target import Target
@@ -58,6 +58,8 @@ class Fa3FwdConfig(TmaForwardPlan):
         stages: depth of the K ring and of the V ring.
         has_turns: consumers take turns at issuing GEMMs, so that one's softmax runs beside
             another's products (paper, section 3.1).
+        is_paired: two CTAs, a cluster, take half of a row tile each and share its K and V: each
+            loads half the columns of every block for both (multicast).
     """
 
     rung: ClassVar[str] = "FA3"
@@ -66,6 +68,7 @@ class Fa3FwdConfig(TmaForwardPlan):
     num_consumers: int = 2
     stages: int = 2
     has_turns: bool = True
+    is_paired: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +99,14 @@ class Fa3FwdConfig(TmaForwardPlan):
             f"at most {self.consumer_registers}",
             fix="use a smaller tile_n, or fewer consumers",
         )
+        panels = [columns // panel_columns(columns) for columns in (self.panel_d, self.panel_dv)]
+        require(
+            not self.is_paired or all(count % self.num_ctas == 0 for count in panels),
+            "panels of K and of V, which a pair of CTAs shares",
+            f"{panels[0]} and {panels[1]}",
+            "even numbers, half for each CTA to load",
+            fix="use is_paired=False",
+        )
         self.require_smem(
             self.smem_bytes, self._smem_arithmetic(), fix="use fewer stages, or smaller tiles"
         )
@@ -108,9 +119,30 @@ class Fa3FwdConfig(TmaForwardPlan):
         return WGMMA_K_BYTES // self.element_bytes
 
     @property
-    def tile_m(self) -> int:
+    def cta_rows(self) -> int:
         """Query rows of a CTA: a strip of 64 per consumer."""
         return STRIP_ROWS * self.num_consumers
+
+    @property
+    def tile_m(self) -> int:
+        """Query rows of a tile: of a CTA, or of a pair."""
+        return self.cta_rows * self.num_ctas
+
+    @property
+    def num_ctas(self) -> int:
+        return 2 if self.is_paired else 1
+
+    @property
+    def has_multicast(self) -> bool:
+        return self.is_paired
+
+    @property
+    def k_rows(self) -> int:
+        return self.tile_n
+
+    @property
+    def v_columns(self) -> int:
+        return self.padded_dv
 
     @property
     def num_threads(self) -> int:
@@ -187,7 +219,7 @@ class Fa3FwdConfig(TmaForwardPlan):
     def _smem_arithmetic(self) -> str:
         values = f"{self.v_copies}·{self.padded_dv}" if self.is_fp8 else f"{self.padded_dv}"
         return (
-            f"{self.element_bytes}·({self.tile_m}·{self.q_and_o_columns} for Q and O + "
+            f"{self.element_bytes}·({self.cta_rows}·{self.q_and_o_columns} for Q and O + "
             f"{self.stages} stages · "
             f"{self.tile_n}·({self.padded_d} + {values}) for K and V) + "
             f"{MBARRIER_BYTES}·{self.num_mbarriers} for mbarriers"

@@ -20,13 +20,14 @@ from cute_fa.blocks.fp8 import Descales
 from cute_fa.blocks.pipelines import WarpPipe, num_mbarriers, tma_pipe
 from cute_fa.blocks.scores import ScoreScale, score_scale
 from cute_fa.blocks.seqlen import Window
+from cute_fa.blocks.signals import sync_cluster
 from cute_fa.blocks.tile_scheduler import TileSchedule, tile_schedule
 from cute_fa.blocks.tiles import (
     WARP_THREADS,
     WARPGROUP_THREADS,
     WARPGROUP_WARPS,
 )
-from cute_fa.blocks.transfers import Transfers, allocate_panels, allocate_q_and_o
+from cute_fa.blocks.transfers import Transfers, allocate_panels, allocate_q_and_o, columns_of
 from cute_fa.fa3.config import TRANSPOSE_WARPS, Fa3FwdConfig
 from cute_fa.fa3.fwd_context import Cta
 from cute_fa.fa3.fwd_load import load
@@ -96,6 +97,7 @@ class Fa3Fwd:
         self.kernel(transfers, mLSE, scores, schedule, descales).launch(
             grid=schedule.grid,
             block=[cfg.num_threads, 1, 1],
+            cluster=[cfg.num_ctas, 1, 1] if cfg.is_paired else None,
             min_blocks_per_mp=1,
             stream=stream,
         )
@@ -114,6 +116,10 @@ class Fa3Fwd:
         warp = cute.arch.make_warp_uniform(tidx // WARP_THREADS)
         warpgroup = cute.arch.make_warp_uniform(tidx // WARPGROUP_THREADS)
 
+        rank = None
+        if cutlass.const_expr(cfg.is_paired):
+            rank = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
+
         # -- storage
         smem = cutlass.memory.SmemAllocator()
         # (64, D, strip) and (64, Dv, strip)
@@ -122,6 +128,8 @@ class Fa3Fwd:
         memory_v = allocate_panels(smem, cfg, cfg.stages * cfg.smem_v_bytes)
         sK = shared_tile(memory_k, cfg.tile_n, cfg.panel_d, cfg.stages)  # (N, D, stage)
         sV = shared_tile(memory_v, cfg.tile_n, cfg.panel_dv, cfg.stages)  # (N, Dv, stage)
+        sK_loaded = columns_of(rank, memory_k, cfg.tile_n, cfg.panel_d, cfg.stages)
+        sV_loaded = columns_of(rank, memory_v, cfg.tile_n, cfg.panel_dv, cfg.stages)
         sVt = None
         if cutlass.const_expr(cfg.is_fp8):
             memory_vt = allocate_panels(smem, cfg, cfg.stages * cfg.smem_v_bytes)
@@ -135,12 +143,13 @@ class Fa3Fwd:
         mbar_k = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.stages, consumers))
         mbar_v = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.stages, v_consumers))
         pipe_q = tma_pipe("q", mbar_q, sQ, cfg.smem_q_bytes, q_consumers)
-        pipe_k = tma_pipe("k", mbar_k, sK, cfg.smem_k_bytes, consumers)
-        pipe_v = tma_pipe("v", mbar_v, sV, cfg.smem_v_bytes, v_consumers)
+        ctas = {"num_ctas": cfg.num_ctas}
+        pipe_k = tma_pipe("k", mbar_k, sK, cfg.smem_k_bytes, consumers, **ctas)
+        pipe_v = tma_pipe("v", mbar_v, sV, cfg.smem_v_bytes, v_consumers, **ctas)
         pipes, pipe_vt = [pipe_q, pipe_k, pipe_v], None
         if cutlass.const_expr(cfg.is_fp8):
             mbar_vt = smem.allocate_array(cutlass.Int64, num_mbarriers(cfg.stages, consumers))
-            pipe_vt = WarpPipe("vt", mbar_vt, cfg.stages, consumers, TRANSPOSE_WARPS)
+            pipe_vt = WarpPipe("vt", mbar_vt, cfg.stages, consumers, 1, TRANSPOSE_WARPS)
             pipes.append(pipe_vt)
         if warp == 0:
             with cute.arch.elect_one():
@@ -149,6 +158,8 @@ class Fa3Fwd:
                 transfers.prefetch()
             cute.arch.mbarrier_init_fence()
         cute.arch.sync_threads()
+        if cutlass.const_expr(cfg.is_paired):
+            sync_cluster()
 
         # -- roles
         cta = Cta(
@@ -159,6 +170,8 @@ class Fa3Fwd:
             sO=sO,
             sK=sK,
             sV=sV,
+            sK_loaded=sK_loaded,
+            sV_loaded=sV_loaded,
             sVt=sVt,
             memory_q=memory_q,
             pipe_q=pipe_q,
@@ -167,6 +180,7 @@ class Fa3Fwd:
             pipe_vt=pipe_vt,
             scores=scores,
             descales=descales,
+            rank=rank,
         )
         if warpgroup == 0:
             cute.arch.setmaxregister_decrease(cfg.producer_registers)

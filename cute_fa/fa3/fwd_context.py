@@ -26,6 +26,8 @@ class Cta:
     sO: cute.Tensor  # (64, Dv, strip), in Q's place unless config.has_own_o
     sK: cute.Tensor  # (N, D, stage)
     sV: cute.Tensor  # (N, Dv, stage)
+    sK_loaded: cute.Tensor  # what this CTA loads of sK: all, or of a pair half the columns
+    sV_loaded: cute.Tensor  # the same of sV
     sVt: cute.Tensor | None  # (Dv, N, stage) of fp8 inputs
     memory_q: cute.Pointer  # the first strip's first byte, not swizzled
     pipe_q: TmaPipe
@@ -34,6 +36,7 @@ class Cta:
     pipe_vt: WarpPipe | None
     scores: ScoreScale
     descales: Descales
+    rank: cutlass.Int32 | None  # of a pair of CTAs, which this is
 
     def tile(self, work: WorkTile, uses: Uses) -> StripedTile:
         return StripedTile.of(self.config, self.schedule, work, uses)
@@ -67,4 +70,7 @@ class StripedTile(RowTile):
 
     def strip(self, cta: Cta, consumer) -> cutlass.Int32:
         """Which strip of 64 rows of the sequence a consumer has."""
-        return self.m_block * cta.config.num_consumers + consumer
+        part = self.m_block
+        if cta.rank is not None:
+            part = part * cta.config.num_ctas + cta.rank
+        return part * cta.config.num_consumers + consumer
