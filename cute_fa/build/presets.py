@@ -152,6 +152,21 @@ CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
         {"head_dim": (128,), "num_consumers": (3,), "tile_n": (64, 80), "has_own_o": (True, False)},
         {"head_dim": (256,), "tile_n": (64, 80), "has_turns": (True, False)},
         {"head_dim": (256,), "tile_n": (48,), "stages": (3,)},
+        # Pairs of CTAs that share K and V, which takes half of what L2 has to send.
+        {
+            "head_dim": (128,),
+            "is_paired": (True,),
+            "has_own_o": (True, False),
+            "tile_n": (128, 144, 160, 176),
+        },
+        {
+            "head_dim": (128,),
+            "is_paired": (True,),
+            "is_persistent": (False,),
+            "has_own_o": (False,),
+            "tile_n": (128, 176),
+        },
+        {"head_dim": (256,), "is_paired": (True,), "tile_n": (64, 80)},
         {"is_persistent": (False,), "has_own_o": (False,)},
         {
             "head_dim": (128,),
@@ -214,6 +229,7 @@ FP8_CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
         },
         {"head_dim": (256,), "tile_n": (64, 96), "has_turns": (True, False)},
         {"head_dim": (256,), "tile_n": (64,), "stages": (3,)},
+        {"head_dim": (256,), "is_paired": (True,), "tile_n": (64, 96)},
         {"is_persistent": (False,), "has_own_o": (False,)},
         {"is_persistent": (True,), "has_own_o": (True, False)},
     ),
@@ -231,6 +247,7 @@ VARLEN_CANDIDATES: Mapping[str, tuple[Grid, ...]] = {
     "fa3": (
         {"is_persistent": (True, False), "has_own_o": (False,), "tile_n": (112, 128, 160, 176)},
         {"is_persistent": (True,), "has_own_o": (True,), "tile_n": (112, 128, 144, 160)},
+        {"is_paired": (True,), "has_own_o": (True, False), "tile_n": (128, 176)},
     ),
     "fa4": (
         {"is_persistent": (True, False), "has_own_o": (True, False)},
