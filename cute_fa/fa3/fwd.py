@@ -52,6 +52,9 @@ class Fa3Fwd:
           of fp8   TmaPipe   ``stages``   LOAD (1 + tx bytes)   TRANSPOSE (1 per warp)
         pipe_vt    WarpPipe  ``stages``   TRANSPOSE (1 a warp)  CONSUMER (1 per warp)
 
+    Of a pair of CTAs (is_paired), each LOAD fills half of every slot of pipe_k and pipe_v in both,
+    each CTA's full barrier counts what comes from both, and each consumer releases slots in both.
+
         named barrier  threads  who
         TURN + w       256      consumer w waits, the consumer before it in the cycle arrives
         STRIP + w      128      consumer w, around its generic writes to its strips of Q and O
@@ -157,9 +160,10 @@ class Fa3Fwd:
                     pipe.initialise()
                 transfers.prefetch()
             cute.arch.mbarrier_init_fence()
-        cute.arch.sync_threads()
         if cutlass.const_expr(cfg.is_paired):
             sync_cluster()
+        else:
+            cute.arch.sync_threads()
 
         # -- roles
         cta = Cta(
