@@ -44,6 +44,9 @@ START_PATIENCE = 120.0
 IDLE_PATIENCE = 60.0
 """Seconds between two events where nothing is being waited for."""
 
+DEATH_PATIENCE = 10.0
+"""Seconds for a process that was killed to be gone; the driver may hold one for ever."""
+
 GRACE = 15.0
 """Seconds that a run may go over its time, to finish what it has begun."""
 
@@ -175,7 +178,7 @@ class Watch:
             return self._listen(ours, process)
         finally:
             process.kill()
-            process.join()
+            process.join(DEATH_PATIENCE)
             ours.close()
 
     def _listen(self, connection: Connection, process: Any) -> str | None:
@@ -188,7 +191,7 @@ class Watch:
             try:
                 event = connection.recv()
             except EOFError:
-                process.join()
+                process.join(DEATH_PATIENCE)
                 return f"the process ended with exit code {process.exitcode}"
             if isinstance(event, Finished):
                 return None
