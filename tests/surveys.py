@@ -113,6 +113,24 @@ _FIRST_WAIT = (
     "The producer's first wait for an empty slot, peeled off its loop: a literal 1 is the parity "
     "of the phase before the first, which a fresh mbarrier counts as complete."
 )
+_HELD_Q = r"mbarrier\.try_wait\S* P1, \[%r\], %r, 10000000"
+_FOR_PTXAS = (
+    "The wait behind the release of K is there for the branch that it is to ptxas, once in each "
+    "body of a block: the consumer has awaited this Q before the tile's first block, and gives it "
+    "up after the last, so that the phase waited for is over all the while. "
+)
+FA3_FOR_PTXAS = (
+    Redundant("wait", _HELD_Q, 3, _FOR_PTXAS + "(With the other parity it never ends.)"),
+    Redundant(
+        "stage",
+        _HELD_Q,
+        2,
+        _FOR_PTXAS + "So it is for the other consumer's strip, or that Q is still to come: because "
+        "of the turns the other one is at most a block ahead, in this tile. But from the tile's "
+        "last block, here in the third body, it may be a tile ahead, if there is one: a deadlock.",
+    ),
+)
+"""Faults in what synchronises nothing."""
 FA3_PERSISTENT = KernelSurvey(
     "fa3",
     replace(get_target("sm_90a"), sm_count=1),
@@ -128,6 +146,7 @@ FA3_PERSISTENT = KernelSurvey(
             "Two slots whose empty barriers are exchanged: slots are released in order, so the "
             "producer waits for the younger of two uses first, and the older one is then released.",
         ),
+        *FA3_FOR_PTXAS,
     ),
 )
 FA3_SINGLE = replace(
@@ -155,7 +174,8 @@ FA3_SINGLE = replace(
             1,
             _FIRST_WAIT + " The other slot's barrier is as fresh.",
         ),
-        FA3_PERSISTENT.redundant[-1],
+        FA3_PERSISTENT.redundant[2],
+        *(replace(argument, at_most=2) for argument in FA3_FOR_PTXAS),  # no body of masked blocks
         Redundant(
             "arrive",
             r"mbarrier\.arrive\.shared\.b64 %rd, \[%r\+\d+\], %r",

@@ -15,7 +15,7 @@ from tests.faults import (
     every,
     run_survey,
 )
-from tests.surveys import FA3_PERSISTENT, FA3_SINGLE
+from tests.surveys import FA3_FOR_PTXAS, FA3_PERSISTENT, FA3_SINGLE
 
 
 def test_part_of_the_faults(monkeypatch):
@@ -27,15 +27,17 @@ def test_part_of_the_faults(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_fault(monkeypatch):
-    """At least 95 % of the persistent kernel's faults are caught, and of both kernels' together;
-    survivors have an argument, and every argument a survivor."""
+    """At least 95 % of the persistent kernel's faults are caught, and of both kernels' together,
+    those aside that only touch what is there for ptxas; survivors have an argument, and every
+    argument a survivor."""
     caught = tried = 0
     for kernel in (FA3_PERSISTENT, FA3_SINGLE):
         found = run_survey(monkeypatch, kernel)
         assert_survivors_are_redundant(found, kernel.redundant)
         assert_arguments_have_survivors(found, kernel.redundant)
+        for_ptxas = [f for f in found.survivors if any(r.covers(f) for r in FA3_FOR_PTXAS)]
         caught += found.caught
-        tried += len(found.verdicts)
+        tried += len(found.verdicts) - len(for_ptxas)
         assert caught >= 0.95 * tried, found.table()
 
 
