@@ -184,6 +184,26 @@ FA3_SINGLE = replace(
         ),
     ),
 )
+_LAST_LOADS = (
+    " And LOAD's last waits, but for one, for the other CTA's arrivals and copies: each of its "
+    "warps frees the last V last. The ISA promises no order of arrivals from elsewhere."
+)
+FA3_PAIRED = replace(
+    FA3_PERSISTENT,
+    target=replace(FA3_PERSISTENT.target, sm_count=2),
+    # Three row tiles of 256 rows, and the second CTA has no row of the last.
+    problems=(replace(_PERSISTENT, seqlen_q=550, head_dim=128, head_dim_v=128),),
+    plan=FA3_PERSISTENT.plan | {"is_paired": True},
+    redundant=(
+        _STRIP_BARRIER,
+        _LAST_TURN,
+        *(
+            replace(argument, at_most=argument.at_most + more, why=argument.why + _LAST_LOADS)
+            for argument, more in zip(FA3_FOR_PTXAS, (3, 1), strict=True)
+        ),
+    ),
+    has_strict_rules=True,
+)
 
 # --- FA4 ------------------------------------------------------------------------------------------
 
@@ -320,6 +340,7 @@ SURVEYS: dict[str, KernelSurvey] = {
     "fa2": FA2,
     "fa3 persistent": FA3_PERSISTENT,
     "fa3 one tile per CTA": FA3_SINGLE,
+    "fa3 pairs of CTAs": FA3_PAIRED,
     "fa4 persistent": FA4_PERSISTENT,
     "fa4 pairs of CTAs": FA4_PAIRED,
     "fa4 launch control": FA4_LAUNCH_CONTROL,
