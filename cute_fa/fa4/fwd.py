@@ -93,7 +93,7 @@ class Fa4Fwd:
         tensor memory, columns   0        N        2N           2N + Dv       2N + 2Dv ≤ 512
                                  S₀ | P₀  S₁ | P₁  O₀           O₁
 
-    P has 16 bits and lies in the upper half of its S. Per block of K and V, with two Q tiles:
+    P has 16 bits and lies in the lower half of its S. Per block of K and V, with two Q tiles:
 
         MMA        S₀    S₁    │ O₀    S₀   │ O₁    S₁   │ O₀ …
         SOFTMAX 0      ▓▓▓ P₀ ▓▓▓      ░░░░░░░ ▓▓▓ P₀ ▓▓▓
