@@ -120,4 +120,4 @@ def allocate_answers(
     memory = smem.allocate_array(cutlass.Int128, ANSWER_SLOTS, byte_alignment=ANSWER_BYTES)
     mbarriers = smem.allocate_array(cutlass.Int64, num_mbarriers(ANSWER_SLOTS, warps))
     begun = Signal(smem.allocate_array(cutlass.Int64, 1), 1, 1 if leads is None else 2)
-    return Answers("answers", mbarriers, ANSWER_SLOTS, warps, memory, begun, leads)
+    return Answers("answers", mbarriers, ANSWER_SLOTS, warps, 1, memory, begun, leads)
