@@ -79,8 +79,10 @@ def transpose_bytes(
         for dim_block in range(0, 2 * num_pairs // DIM_BLOCK, parts)
         for key_block in range(num_keys // KEY_BLOCK)
     ]
-    for first in cutlass.range_constexpr(0, len(steps), STEPS_IN_FLIGHT):
-        some = steps[first : first + STEPS_IN_FLIGHT]
+    # Of four steps a second one's registers are more than the few that FA3 leaves here at D ≤ 32.
+    in_flight = STEPS_IN_FLIGHT if len(steps) > 4 else 1
+    for first in cutlass.range_constexpr(0, len(steps), in_flight):
+        some = steps[first : first + in_flight]
         _take_steps(some, (load, source), (store, target), (selector, other))
 
 
