@@ -46,7 +46,7 @@ def test_every_fault(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_every_fault_of_pairs(monkeypatch):
     """Half of those that survive only touch what is there for ptxas."""
     found = run_survey(monkeypatch, FA3_PAIRED)
