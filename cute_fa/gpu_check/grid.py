@@ -72,7 +72,9 @@ class GridInputs(NamedTuple):
 
 def _moved(x: Tensor, device: str) -> Tensor:
     """``x`` and what lies between its rows; ``Tensor.to`` would close the gaps."""
-    storage = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
+    if x.device.type == torch.device(device).type:
+        return x
+    storage = x.new_empty(0).set_(x.untyped_storage())
     return storage.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
 
 
