@@ -201,7 +201,7 @@ FA3_PAIRED = replace(
             replace(argument, at_most=argument.at_most + more, why=argument.why + _LAST_LOADS)
             for argument, more in zip(FA3_FOR_PTXAS, (3, 1), strict=True)
         ),
-        Redundant("parity", _HELD_Q, 1, _LAST_LOADS.strip() + " The phase before is over: no wait."),
+        Redundant("parity", _HELD_Q, 1, _LAST_LOADS.strip() + " The phase before it is over."),
     ),
     has_strict_rules=True,
 )
